@@ -1,0 +1,1 @@
+"""Neural video super-resolution for VapourSynth."""

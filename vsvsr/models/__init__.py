@@ -1,0 +1,1 @@
+"""Networks: pure PyTorch, one folder per model."""

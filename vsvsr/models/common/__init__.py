@@ -1,0 +1,7 @@
+"""Parts that several networks share."""
+
+from vsvsr.models.common.blocks import ResidualBlock, ResidualBlocksWithInputConv
+from vsvsr.models.common.spynet import SPyNet
+from vsvsr.models.common.upsampler import PixelShuffleHead
+
+__all__ = ["PixelShuffleHead", "ResidualBlock", "ResidualBlocksWithInputConv", "SPyNet"]

@@ -1,0 +1,41 @@
+"""Residual blocks without normalisation, keyed as in BasicSR's checkpoints."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ResidualBlock(nn.Module):
+    """``x + conv2(relu(conv1(x)))`` with 3x3 convolutions on ``(n, channels, h, w)``.
+
+    Convolutions start as Kaiming normal times 0.1 with zero bias, so that deep stacks begin near the identity.
+    """
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        for conv in (self.conv1, self.conv2):
+            nn.init.kaiming_normal_(conv.weight)
+            conv.weight.data.mul_(0.1)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # created with a bias above
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))  # type: ignore[no-any-return]
+
+
+class ResidualBlocksWithInputConv(nn.Module):
+    """3x3 convolution, LeakyReLU 0.1, then ``blocks`` residual blocks.
+
+    ``(n, in_channels, h, w)`` to ``(n, channels, h, w)``.
+    """
+
+    def __init__(self, in_channels: int, channels: int = 64, blocks: int = 30) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks))),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x)  # type: ignore[no-any-return]

@@ -1,0 +1,39 @@
+"""Backward warping of feature maps by optical flow."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def flow_warp(
+    x: Tensor,
+    flow: Tensor,
+    *,
+    interpolation: Literal["bilinear", "nearest"] = "bilinear",
+    padding: Literal["zeros", "border"] = "zeros",
+) -> Tensor:
+    """Sample ``x`` at ``p + flow(p)`` for every pixel ``p``.
+
+    Coordinates are computed in fp32 whatever the type of ``x``: fp16 loses whole pixels beyond 2048.
+
+    Args:
+        x: feature maps ``(n, c, h, w)``.
+        flow: displacements in pixels ``(n, 2, h, w)``; channel 0 is horizontal, channel 1 vertical.
+        interpolation: how to read between pixels.
+        padding: what lies outside ``x``: zeros, or the nearest border pixel.
+
+    Returns:
+        Warped maps ``(n, c, h, w)`` in the type of ``x``.
+    """
+    height, width = x.shape[-2:]
+    columns = torch.arange(width, device=x.device, dtype=torch.float32)
+    rows = torch.arange(height, device=x.device, dtype=torch.float32)
+    flow = flow.float()
+    # Normalised to [-1, 1] between the centres of the corner pixels (align_corners=True).
+    grid_x = (columns + flow[:, 0]) * (2.0 / max(width - 1, 1)) - 1.0
+    grid_y = (rows[:, None] + flow[:, 1]) * (2.0 / max(height - 1, 1)) - 1.0
+    grid = torch.stack((grid_x, grid_y), dim=-1)
+    warped = F.grid_sample(x.float(), grid, mode=interpolation, padding_mode=padding, align_corners=True)
+    return warped.to(x.dtype)
