@@ -18,7 +18,7 @@ class PixelShuffleHead(nn.Module):
         self.conv_last = nn.Conv2d(64, 3, 3, padding=1)
 
     def reconstruct(self, features: Tensor, frames: Tensor) -> Tensor:
-        """HR frames ``(n, 3, 4h, 4w)``, not clamped, from features ``(n, channels, h, w)`` and LR frames ``(n, 3, h, w)``."""
+        """Features ``(n, channels, h, w)``, LR frames ``(n, 3, h, w)``: HR frames ``(n, 3, 4h, 4w)``, not clamped."""
         x = F.leaky_relu(F.pixel_shuffle(self.upconv1(features), 2), 0.1)
         x = F.leaky_relu(F.pixel_shuffle(self.upconv2(x), 2), 0.1)
         x = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
