@@ -1,0 +1,269 @@
+"""The streaming engine over a model whose output reveals its whole history."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from vsvsr.streaming import RecurrentSession, Segments, Source
+from vsvsr.streaming.recurrent import PREVIEW_LEAD
+from vsvsr.streaming.states import MAX_STATES
+
+
+class HistoryModel:
+    """Its state is the tuple of all frames seen since the cold start, and so is its picture."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[int] = Counter()
+        self.fail_at: int | None = None
+
+    def step(self, state: tuple[int, ...] | None, frame: int) -> tuple[int, ...]:
+        if frame == self.fail_at:
+            self.fail_at = None
+            raise RuntimeError("the model stumbled")
+        self.seen[frame] += 1
+        return (*(state or ()), frame)
+
+    def render(self, state: tuple[int, ...], output: list[int]) -> None:
+        output[:] = state
+
+    def size(self, state: tuple[int, ...]) -> int:
+        return 1000
+
+
+def history(n: int, segments: Segments, restarts: set[int]) -> list[int]:
+    """What frame ``n`` must have seen, by the definition: back to the last restart or the warm-up's start."""
+    first = max([segments.origin(n), *(r for r in restarts if r <= n)])
+    return list(range(first, n + 1))
+
+
+class Player:
+    """Plays requests as the native plugin does, with several in flight."""
+
+    def __init__(
+        self,
+        session: RecurrentSession[int, tuple[int, ...], list[int]],
+        *,
+        cuts: set[int] = frozenset(),  # type: ignore[assignment]
+        broken: set[int] = frozenset(),  # type: ignore[assignment]
+    ) -> None:
+        self.session = session
+        self.cuts, self.broken = cuts, broken
+        self.fetched: Counter[int] = Counter()
+        self.approximate = False
+
+    def get(self, n: int, wanted: set[int] | None = None) -> list[int] | None:
+        wanted = (wanted or set()) | {n}
+        sources = {n: self._source(n)}
+        while missing := self.session.advance(n, wanted, sources):
+            if self.broken.intersection(missing):
+                self.session.failed(missing)
+                return None
+            self.fetched.update(set(missing) - {n})
+            sources = {i: self._source(i) for i in {*missing, n}}
+        output: list[int] = []
+        self.approximate = self.session.render(n, output)
+        return output
+
+    def _source(self, n: int) -> Source[int]:
+        return Source(n, n in self.cuts)
+
+
+def player(
+    *,
+    length: int = 40,
+    warmup: int = 6,
+    budget: int = 100_000,
+    preview: bool = False,
+    cuts: set[int] = frozenset(),  # type: ignore[assignment]
+    broken: set[int] = frozenset(),  # type: ignore[assignment]
+) -> tuple[Player, HistoryModel, Segments]:
+    model, segments = HistoryModel(), Segments(length=length, warmup=warmup)
+    return (
+        Player(RecurrentSession(model, segments, budget=budget, preview=preview), cuts=cuts, broken=broken),
+        model,
+        segments,
+    )
+
+
+def shuffled_within(frames: list[int], reach: int, seed: int) -> list[int]:
+    """The order in which frames arrive when up to ``reach`` are in flight."""
+    rng = random.Random(seed)
+    arrival = sorted((i + rng.uniform(0, reach), n) for i, n in enumerate(frames))
+    return [n for _, n in arrival]
+
+
+def test_linear_playback_steps_each_frame_once_plus_the_warm_up() -> None:
+    play, model, segments = player()
+    for n in range(200):
+        assert play.get(n) == history(n, segments, set())
+    counters = play.session.counters()
+    assert counters["steps"] == 200
+    assert counters["warmup_steps"] == 4 * 6
+    assert counters["seeks"] == counters["replays"] == 0
+    assert max(model.seen.values()) == 2
+
+
+@pytest.mark.parametrize("reach", [2, 5, 8])
+@pytest.mark.parametrize("seed", range(5))
+def test_late_requests_in_linear_playback_cost_no_extra_step(reach: int, seed: int) -> None:
+    cuts = {57, 58, 119}
+    play, _, segments = player(cuts=cuts)
+    order = shuffled_within(list(range(200)), reach, seed)
+    for position, n in enumerate(order):
+        in_flight = {m for m in order[position:] if m <= max(order[: position + 1])}
+        assert play.get(n, in_flight) == history(n, segments, cuts)
+    counters = play.session.counters()
+    # The cut at 119 lies in the warm-up of the segment that starts at 120: no second run is needed there, and frame
+    # 119 counts as warm-up if a later frame came first.
+    assert counters["steps"] + counters["warmup_steps"] == 200 + 3 * 6
+    assert counters["seeks"] == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 40])
+@pytest.mark.parametrize("warmup", [0, 1, 6])
+@pytest.mark.parametrize("budget", [0, 3_000, 20_000])
+def test_any_order_of_requests_gives_the_history_of_linear_playback(length: int, warmup: int, budget: int) -> None:
+    rng = random.Random(length * 100 + warmup * 10 + budget)
+    cuts = set(rng.sample(range(150), 4))
+    play, _, segments = player(length=length, warmup=min(warmup, length), budget=budget, cuts=cuts)
+    position = 0
+    for _ in range(400):
+        position = rng.choice([position + 1, position - 1, position + rng.randint(-9, 9), rng.randrange(150)]) % 150
+        wanted = {rng.randrange(150) for _ in range(rng.randint(0, 8))}
+        assert play.get(position, wanted) == history(position, segments, cuts)
+
+
+def test_a_jump_forward_in_a_segment_goes_on_from_the_last_state() -> None:
+    play, model, _ = player()
+    play.get(3)
+    play.get(30)
+    assert set(model.seen.values()) == {1}
+    assert play.session.counters()["seeks"] == 0
+
+
+def test_a_seek_back_starts_from_a_checkpoint() -> None:
+    play, _, segments = player(length=0)
+    for n in range(100):
+        play.get(n)
+    before = play.session.counters()["steps"]
+    assert play.get(61) == history(61, segments, set())
+    counters = play.session.counters()
+    assert counters["seeks"] == counters["checkpoint_hits"] == 1
+    assert counters["replays"] == 61 - 56 - 1
+    assert counters["steps"] - before == 61 - 56
+
+
+def test_reversed_playback_steps_each_frame_about_once_more() -> None:
+    play, _, segments = player(length=0)
+    for n in reversed(range(120)):
+        assert play.get(n) == history(n, segments, set())
+    assert play.session.counters()["steps"] <= 120 + 120
+
+
+def test_two_interleaved_readers_step_each_frame_once() -> None:
+    play, _, segments = player(length=0)
+    play.get(99)
+    before = play.session.counters()["steps"]
+    for n in range(100, 140):
+        assert play.get(n) == history(n, segments, set())
+        assert play.get(n - 100) == history(n - 100, segments, set())
+    assert play.session.counters()["steps"] - before <= 80
+
+
+def test_no_restart_happens_at_a_cut_when_scene_changes_are_ignored() -> None:
+    session = RecurrentSession(HistoryModel(), Segments(length=0, warmup=0), budget=0, scene_change=False)
+    assert Player(session, cuts={5}).get(8) == list(range(9))
+
+
+def test_the_warm_up_never_crosses_a_cut() -> None:
+    play, _, _ = player(cuts={38})
+    assert play.get(45) == list(range(38, 46))
+
+
+def test_a_known_cut_saves_the_way_up_to_it() -> None:
+    play, model, _ = player(length=0, cuts={80}, budget=0)
+    play.get(90)
+    play.get(5)
+    model.seen.clear()
+    assert play.get(85) == list(range(80, 86))
+    assert sum(model.seen.values()) == 6
+
+
+def test_a_frame_that_cannot_be_had_restarts_the_recurrence_behind_it() -> None:
+    play, _, segments = player(broken={20})
+    results = [play.get(n) for n in range(19)]
+    assert results[-1] == history(18, segments, set())
+    answers = [play.get(25) for _ in range(4)]
+    assert answers[-1] == history(25, segments, {21})
+    assert play.get(30) == history(30, segments, {21})
+    assert play.get(19) == history(19, segments, {21})
+
+
+def test_a_failure_of_the_model_leaves_the_session_usable() -> None:
+    play, model, segments = player()
+    play.get(10)
+    model.fail_at = 12
+    with pytest.raises(RuntimeError, match="the model stumbled"):
+        play.get(14)
+    assert play.get(14) == history(14, segments, set())
+    assert play.get(3) == history(3, segments, set())
+
+
+def test_a_preview_starts_a_few_frames_before_and_says_so() -> None:
+    play, _, segments = player(length=0, preview=True)
+    assert play.get(0) == [0]
+    assert not play.approximate
+    assert play.get(70) == list(range(70 - PREVIEW_LEAD, 71))
+    assert play.approximate
+    assert play.get(71) == list(range(70 - PREVIEW_LEAD, 72))
+    assert play.approximate
+    assert play.get(2) == history(2, segments, set())
+    assert not play.approximate
+
+
+def test_a_preview_is_exact_again_behind_a_cut() -> None:
+    play, _, segments = player(length=0, preview=True, cuts={69})
+    assert play.get(72) == history(72, segments, {69})
+    assert not play.approximate
+
+
+def test_an_approximate_state_never_serves_an_exact_frame() -> None:
+    play, _, _ = player(length=0, preview=True)
+    play.get(50)
+    assert play.approximate
+    assert all(moment.approximate for moment in play.session._store)
+
+
+def test_missing_sources_are_asked_for_in_groups_of_eight() -> None:
+    session = RecurrentSession(HistoryModel(), Segments(length=0, warmup=0), budget=0)
+    assert session.advance(20, {20}, {20: Source(20)}) == list(range(8))
+
+
+def test_kept_states_stay_within_the_budget_and_in_number() -> None:
+    play, _, _ = player(length=240, budget=12_000)
+    for n in range(1000):
+        play.get(n)
+    assert len(list(play.session._store)) <= 12
+    play, _, _ = player(length=0, budget=10**9)
+    for n in range(3000):
+        play.get(n)
+    assert len(list(play.session._store)) <= MAX_STATES
+
+
+def test_old_checkpoints_are_thinned_out_not_cut_off() -> None:
+    play, _, _ = player(length=0, budget=20_000)
+    for n in range(400):
+        play.get(n)
+    kept = sorted(moment.index for moment in play.session._store)
+    assert len(kept) == 20
+    assert kept[0] < 200
+    assert kept[-1] == 399
+
+
+def test_without_budget_the_newest_states_stay() -> None:
+    play, _, segments = player(budget=0)
+    for n in range(60):
+        assert play.get(n) == history(n, segments, set())
+    assert play.session.counters()["steps"] == 60
+    assert sorted(moment.index for moment in play.session._store) == [39, 58, 59]

@@ -1,0 +1,212 @@
+"""Streaming of unidirectional recurrent models: frame n is a function of the clip and the arguments alone."""
+
+import bisect
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from vsvsr.streaming.segments import Segments
+from vsvsr.streaming.session import Source
+from vsvsr.streaming.states import Moment, StateStore
+
+# Sources are asked for in small groups: few rounds, and few frames in memory at once.
+CHUNK = 8
+# A preview starts cold this many frames before the one that is looked at.
+PREVIEW_LEAD = 4
+
+
+class RecurrentModel[Frame, State, Output](Protocol):
+    """A network that sees one frame at a time. States are immutable: a step returns a new one."""
+
+    def step(self, state: State | None, frame: Frame) -> State:
+        """The state after ``frame``; from None the recurrence starts cold."""
+        ...
+
+    def render(self, state: State, output: Output) -> None:
+        """Write the picture of the frame that ``state`` saw last."""
+        ...
+
+    def size(self, state: State) -> int:
+        """Bytes that ``state`` takes."""
+        ...
+
+
+@dataclass(slots=True)
+class _Roll[State]:
+    """A request on its way: the frames up to ``target`` that are still to be seen, from ``next`` on."""
+
+    target: int
+    next: int
+    moment: Moment[State] | None
+    approximate: bool
+
+
+class RecurrentSession[Frame, State, Output]:
+    """Rolls the state to the frame that is asked for, from the best state it has kept.
+
+    The recurrence that leads to frame n starts cold at the last cut at or before n, or at the warm-up start of n's
+    segment, whichever is later. A kept state serves n only if it started at that very frame, so every order of
+    requests gives the same picture. The pictures themselves are not kept: a frame that was passed on the way to
+    another, and is asked for later, is rendered from its kept state, which is smaller than the picture.
+
+    Args:
+        model: the network.
+        segments: the grid of restarts.
+        budget: bytes for kept states.
+        preview: after a seek start cold a few frames before the one asked for; such frames are approximate.
+        scene_change: restart at frames marked as the start of a scene.
+    """
+
+    def __init__(
+        self,
+        model: RecurrentModel[Frame, State, Output],
+        segments: Segments,
+        *,
+        budget: int,
+        preview: bool = False,
+        scene_change: bool = True,
+    ) -> None:
+        self._model = model
+        self._segments = segments
+        self._preview = preview
+        self._scene_change = scene_change
+        self._store: StateStore[State] = StateStore(budget)
+        self._roll: _Roll[State] | None = None
+        self._last: Moment[State] | None = None
+        # Known restarts: cuts, and frames behind a frame that cannot be had.
+        self._restarts: list[int] = []
+        self._broken: set[int] = set()
+        self._suspects: set[int] = set()
+        self._counters = dict.fromkeys(("steps", "warmup_steps", "renders", "seeks", "checkpoint_hits", "replays"), 0)
+
+    def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[Frame]]) -> list[int]:
+        """See `Session.advance`."""
+        if self._roll is None or self._roll.target != n:
+            self._roll = self._begin(n, wanted)
+        roll = self._roll
+        while roll.next <= n:
+            if roll.next not in sources:
+                return self._missing(roll)
+            try:
+                self._step(roll, sources[roll.next], wanted)
+            except BaseException:
+                self._roll = None
+                raise
+        return []
+
+    def render(self, n: int, output: Output) -> bool:
+        """See `Session.render`."""
+        roll, self._roll = self._roll, None
+        if roll is None or roll.moment is None or roll.moment.index != n:
+            raise RuntimeError(f"frame {n} was asked for before it was ready")
+        self._model.render(roll.moment.state, output)
+        self._counters["renders"] += 1
+        return roll.moment.approximate
+
+    def failed(self, frames: Sequence[int]) -> None:
+        """See `Session.failed`. A single frame is known to be broken from now on; several are tried one by one."""
+        self._roll = None
+        if len(frames) > 1:
+            self._suspects.update(frames)
+            return
+        for n in frames:
+            if n not in self._broken:
+                self._broken.add(n)
+                self._restart_at(n + 1)
+
+    def counters(self) -> dict[str, int]:
+        """See `Session.counters`.
+
+        ``steps`` and ``warmup_steps`` count frames seen inside segments and in the warm-up before them, ``renders`` the
+        pictures, ``seeks`` the requests that did not go on with playback, ``checkpoint_hits`` those of them that began
+        from a kept state, ``replays`` the steps that they spent before the frame that was asked for.
+        """
+        return dict(self._counters)
+
+    def _begin(self, n: int, wanted: Collection[int]) -> _Roll[State]:
+        base = self._base(n)
+        start = base.index + 1 if base else self._segments.origin(n)
+        restart = self._last_restart(n)
+        if restart >= start:
+            base, start = None, restart
+        approximate = False
+        if self._preview and n - start > PREVIEW_LEAD:
+            approximate = True
+            base = self._near(n)
+            start = base.index + 1 if base else n - PREVIEW_LEAD
+        if start <= n and not self._continues(n, base, wanted):
+            self._counters["seeks"] += 1
+            self._counters["checkpoint_hits"] += base is not None
+            self._counters["replays"] += n - start
+        return _Roll(n, start, base, approximate)
+
+    def _base(self, n: int) -> Moment[State] | None:
+        """The latest exact state that lies on frame ``n``'s own recurrence."""
+        origin = self._segments.origin(n)
+        fitting = (
+            moment
+            for moment in self._store
+            if not moment.approximate
+            and moment.index <= n
+            and (moment.origin == origin or (moment.anchored and moment.origin > origin))
+        )
+        return max(fitting, key=lambda moment: moment.index, default=None)
+
+    def _near(self, n: int) -> Moment[State] | None:
+        """A preview's state shortly before ``n`` in the same segment."""
+        fitting = (
+            moment
+            for moment in self._store
+            if moment.approximate
+            and n - PREVIEW_LEAD <= moment.index <= n
+            and self._segments.start(moment.index) == self._segments.start(n)
+        )
+        return max(fitting, key=lambda moment: moment.index, default=None)
+
+    def _continues(self, n: int, base: Moment[State] | None, wanted: Collection[int]) -> bool:
+        """Whether ``n`` goes on with playback, as opposed to a seek."""
+        last = self._last
+        if last is None:
+            return n < CHUNK
+        if base is None:
+            # Forward into the same or the next segment, at most: the restart is the documented one.
+            return last.index < n and self._segments.start(max(self._segments.start(n) - 1, 0)) <= last.index
+        return base is last or all(frame in wanted for frame in range(base.index + 1, n))
+
+    def _missing(self, roll: _Roll[State]) -> list[int]:
+        count = 1 if roll.next in self._suspects else CHUNK
+        return list(range(roll.next, min(roll.next + count, roll.target + 1)))
+
+    def _step(self, roll: _Roll[State], source: Source[Frame], wanted: Collection[int]) -> None:
+        n = roll.next
+        cut = self._scene_change and source.cut
+        if cut:
+            self._restart_at(n)
+        before = roll.moment
+        restart = cut or n - 1 in self._broken
+        if before is None or restart:
+            # A cold start at a restart is exact even in a preview.
+            roll.approximate = roll.approximate and not restart
+            anchored = restart or self._last_restart(n) == n
+            before = None
+        moment = Moment(
+            index=n,
+            origin=before.origin if before else n,
+            anchored=before.anchored if before else anchored,
+            approximate=roll.approximate,
+            state=self._model.step(before.state if before else None, source.frame),
+        )
+        self._counters["steps" if n >= self._segments.start(roll.target) else "warmup_steps"] += 1
+        self._store.add(moment, self._model.size(moment.state), wanted)
+        roll.moment = self._last = moment
+        roll.next = n + 1
+
+    def _restart_at(self, n: int) -> None:
+        place = bisect.bisect_left(self._restarts, n)
+        if place == len(self._restarts) or self._restarts[place] != n:
+            self._restarts.insert(place, n)
+
+    def _last_restart(self, n: int) -> int:
+        """The latest known restart at or before ``n``; -1 when there is none."""
+        place = bisect.bisect_right(self._restarts, n)
+        return self._restarts[place - 1] if place else -1
