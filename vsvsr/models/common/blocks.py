@@ -20,7 +20,8 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # created with a bias above
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.conv1(x)))  # type: ignore[no-any-return]
+        # In place on the convolutions' own outputs, which no gradient needs.
+        return self.conv2(F.relu_(self.conv1(x))).add_(x)  # type: ignore[no-any-return]
 
 
 class ResidualBlocksWithInputConv(nn.Module):
@@ -33,7 +34,7 @@ class ResidualBlocksWithInputConv(nn.Module):
         super().__init__()
         self.main = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1),
-            nn.LeakyReLU(0.1),
+            nn.LeakyReLU(0.1, inplace=True),
             nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks))),
         )
 

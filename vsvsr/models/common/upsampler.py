@@ -1,7 +1,14 @@
 """The pixel-shuffle head of BasicVSR and its descendants."""
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_BAND = {"cpu": 4096}
+"""LR pixels rendered at a time, by device: on a CPU few enough for the wide maps to stay in its caches."""
+_BAND_ELSEWHERE = 1 << 18
 
 
 class PixelShuffleHead(nn.Module):
@@ -24,3 +31,43 @@ class PixelShuffleHead(nn.Module):
         x = self.conv_last(F.leaky_relu(self.conv_hr(x), 0.1))
         base = F.interpolate(frames, scale_factor=4, mode="bilinear", align_corners=False)
         return x + base  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def render(self, features: Tensor, frame: Tensor, planes: Sequence[Tensor]) -> None:
+        """``reconstruct`` for one frame, band by band, written straight into three planes.
+
+        Memory and time are those of a band's maps: the full-size ones would be ``1 KiB`` per HR pixel.
+
+        Args:
+            features: ``(1, channels, h, w)``.
+            frame: the LR frame, ``(1, 3, h, w)``.
+            planes: R, G and B, each ``(4h, 4w)`` with any strides, type and device.
+        """
+        height, width = frame.shape[-2:]
+        base = F.interpolate(frame, scale_factor=4, mode="bilinear", align_corners=False)[0]
+        rows = max(_BAND.get(frame.device.type, _BAND_ELSEWHERE) // width, 1)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            band = self._band(features, top, bottom)
+            for plane, detail, smooth in zip(planes, band, base[:, 4 * top : 4 * bottom], strict=True):
+                target = plane[4 * top : 4 * bottom]
+                if target.device == detail.device:
+                    torch.add(detail, smooth, out=target)
+                else:
+                    target.copy_(detail + smooth)
+
+    def _band(self, features: Tensor, top: int, bottom: int) -> Tensor:
+        """LR rows ``top`` to ``bottom`` of the reconstruction without its base: ``(3, 4 (bottom - top), 4w)``.
+
+        A convolution sees zeros beyond the frame's border and loses a row at a border of the band.
+        """
+        start, stop, height = max(top - 2, 0), min(bottom + 2, features.shape[2]), features.shape[2]
+        x = features[:, :, start:stop]
+        for conv, shuffle in ((self.upconv1, 2), (self.upconv2, 2), (self.conv_hr, 1), (self.conv_last, 0)):
+            at_top, at_bottom = start == 0, stop == height
+            x = F.conv2d(F.pad(x, (0, 0, at_top, at_bottom)), conv.weight, conv.bias, padding=(0, 1))
+            start, stop = start + (not at_top), stop - (not at_bottom)
+            if shuffle:
+                x = F.leaky_relu_(F.pixel_shuffle(x, shuffle) if shuffle > 1 else x, 0.1)
+                start, stop, height = start * shuffle, stop * shuffle, height * shuffle
+        return x[0, :, 4 * top - start : 4 * bottom - start]
