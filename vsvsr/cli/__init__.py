@@ -1,0 +1,16 @@
+"""``vsvsr ...`` on the command line, for people who write no scripts."""
+
+import signal
+import sys
+
+
+def main() -> None:
+    """Run the command line; what goes wrong is one line on stderr and exit code 1, or 2 for a wrong command line."""
+    try:
+        from vsvsr.cli.app import app
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "vsvsr":
+            raise
+        sys.exit(f'vsvsr: the command line needs {error.name}; run: pip install "vsvsr[cli]"')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(app())

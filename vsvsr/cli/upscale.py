@@ -1,0 +1,189 @@
+"""``vsvsr upscale``: a video file in, a larger one out."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import vapoursynth as vs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from vsvsr.cli.encoder import Encoding, encode
+from vsvsr.cli.source import Source, from_rgb, open_video
+from vsvsr.errors import UserError
+
+_KINDS = {"int": (int, "a whole number"), "float": (float, "a number"), "data": (str, "text")}
+
+Value = int | float | str | list[int] | list[float] | list[str]
+
+app = typer.Typer()
+
+
+class WrongArgumentError(UserError):
+    """The command line itself is wrong: exit code 2."""
+
+
+@app.command()
+def upscale(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Any video that ffmpeg reads.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; its ending chooses the container.")],
+    *,
+    filter_name: Annotated[str, typer.Option("--filter", help="Filter of core.vsvsr.")] = "FastReal",
+    model: Annotated[str | None, typer.Option(help="Published weights, see `vsvsr weights list`.")] = None,
+    model_path: Annotated[Path | None, typer.Option(help="Weights of your own.")] = None,
+    device: Annotated[int | None, typer.Option(help="Index of the GPU, -1 for the CPU.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Compute in fp16 (on a GPU).")] = False,
+    tile: Annotated[str | None, typer.Option(metavar="W,H", help="Work in tiles of this size to save memory.")] = None,
+    segment: Annotated[int | None, typer.Option(help="Frames between fresh starts of the recurrence.")] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other argument of the filter.")
+    ] = None,
+    start: Annotated[int, typer.Option(min=0, help="First frame to write.")] = 0,
+    end: Annotated[int | None, typer.Option(min=1, help="Frame to stop before.")] = None,
+    encoder: Annotated[str, typer.Option(help="Video encoder of ffmpeg.")] = "libx264",
+    crf: Annotated[int, typer.Option(min=0, max=63, help="Quality for lib* encoders, lower is better.")] = 18,
+    encoder_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another ffmpeg output option, e.g. preset=slow.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", "-y", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Upscale a video file. Audio, chapters, timestamps, colour and aspect ratio are kept."""
+    explicit = {"model": model, "model_path": model_path, "device_index": device, "tile": tile, "segment": segment}
+    pairs = [f"{key}={value}" for key, value in explicit.items() if value is not None]
+    options = tuple(_split(option) for option in encoder_option or ())
+    upscale_file(
+        source,
+        target,
+        filter_name=filter_name,
+        arguments=[*pairs, *(arg or ())],
+        half=half,
+        frames=slice(start, end),
+        encoding=Encoding(encoder=encoder, crf=crf, options=options),
+        overwrite=overwrite,
+        console=Console(stderr=True),
+    )
+
+
+def upscale_file(
+    source_path: Path,
+    target: Path,
+    *,
+    filter_name: str,
+    arguments: list[str],
+    half: bool,
+    frames: slice,
+    encoding: Encoding,
+    overwrite: bool,
+    console: Console,
+) -> None:
+    """Upscale ``source_path`` into ``target``, with progress on ``console``.
+
+    Args:
+        arguments: ``key=value`` pairs for the filter; their types come from the filter's signature.
+        half: hand frames to the filter as fp16.
+        frames: the part to write; the pixels are those of the whole.
+
+    Raises:
+        UserError: something about the files, the filter or ffmpeg; ``WrongArgumentError``: about the arguments.
+    """
+    function = _filter(filter_name)
+    values = parse_arguments(function, arguments)
+    _check_files(source_path, target, overwrite)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    begun = time.monotonic()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("indexing", total=100)
+        source = open_video(source_path, lambda percent: bar.update(task, completed=percent))
+        clip = _upscaled(source, function, values, half)
+        first, last, _ = frames.indices(clip.num_frames)
+        if first >= last:
+            raise WrongArgumentError(f"frames {first} to {last}: {source_path} has {clip.num_frames}")
+        clip = clip[first:last]
+        bar.reset(task, description=filter_name, total=clip.num_frames)
+        with encode(clip, source, source_path, target, first=first, encoding=encoding) as write:
+            try:
+                for frame in clip.frames(close=True):
+                    write(frame)
+                    bar.advance(task)
+            except vs.Error as error:
+                raise UserError(_first_line(error)) from None
+    seconds = time.monotonic() - begun
+    rate = clip.num_frames / seconds
+    console.print(
+        f"{target}: {clip.num_frames} frames of {clip.width}x{clip.height} in {seconds:.1f} s, {rate:.2f} fps",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def parse_arguments(function: vs.Function, pairs: list[str]) -> dict[str, Value]:
+    """``key=value`` pairs, with the types that the filter's signature says; lists are separated by commas."""
+    types = dict(argument.split(":")[:2] for argument in function.signature.rstrip(";").split(";"))
+    del types["clip"]
+    parsed: dict[str, Value] = {}
+    for pair in pairs:
+        key, value = _split(pair)
+        if key not in types:
+            raise WrongArgumentError(f"{pair}: the arguments of {function.name} are {', '.join(types)}")
+        parsed[key] = _parse(pair, value, types[key])
+    return parsed
+
+
+def _parse(pair: str, text: str, kind: str) -> Value:
+    convert, described = _KINDS[kind.removesuffix("[]")]
+    parts = text.split(",") if kind.endswith("[]") else [text]
+    try:
+        values = [convert(part) for part in parts]
+    except ValueError:
+        raise WrongArgumentError(
+            f"{pair}: {text!r} is not {described}{' or several, separated by commas' * kind.endswith('[]')}"
+        ) from None
+    return values if kind.endswith("[]") else values[0]
+
+
+def _split(pair: str) -> tuple[str, str]:
+    key, equals, value = pair.partition("=")
+    if not equals:
+        raise WrongArgumentError(f"{pair}: write key=value")
+    return key, value
+
+
+def _filter(name: str) -> vs.Function:
+    if not hasattr(vs.core, "vsvsr"):
+        raise UserError("the VapourSynth plugin is not loaded; vsvsr doctor says why")
+    known = {f.name: f for f in vs.core.vsvsr.functions() if f.return_signature.startswith("clip:vnode")}
+    if name not in known:
+        raise WrongArgumentError(f"--filter {name}: the filters are {', '.join(known)}")
+    return known[name]
+
+
+def _check_files(source: Path, target: Path, overwrite: bool) -> None:
+    if not source.is_file():
+        raise UserError(f"{source} is not a file")
+    if not target.parent.is_dir():
+        raise UserError(f"{target}: there is no folder {target.parent}")
+    if target.exists() and target.samefile(source):
+        raise UserError(f"{target} is the input; choose another name")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists; choose another name or give --overwrite")
+
+
+def _upscaled(source: Source, function: vs.Function, values: dict[str, Value], half: bool) -> vs.VideoNode:
+    clip = source.clip.resize.Point(format=vs.RGBH) if half else source.clip
+    try:
+        return from_rgb(function(clip, **values), source)
+    except vs.Error as error:
+        raise UserError(_first_line(error)) from None
+
+
+def _first_line(error: vs.Error) -> str:
+    return str(error).splitlines()[0]
+
+
+class _Rate(ProgressColumn):
+    """Frames per second of late."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.2f} fps" if task.speed and not task.finished else "")
