@@ -1,1 +1,71 @@
-"""Neural video super-resolution for VapourSynth."""
+"""Neural video super-resolution for VapourSynth.
+
+Scripts need no import: ``core.vsvsr.FastReal(clip)`` is there once the package is installed. The functions here are
+the same filters with types and named arguments for editors and type checkers.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import vapoursynth as vs
+
+__all__ = ["FastReal", "Stats", "Version"]
+
+
+def FastReal(
+    clip: "vs.VideoNode",
+    *,
+    model: str | None = None,
+    model_path: str | None = None,
+    device_index: int | None = None,
+    tile: "Sequence[int] | None" = None,
+    tile_pad: int | None = None,
+    segment: int | None = None,
+    warmup: int | None = None,
+    state_cache: int | None = None,
+    preview: bool | None = None,
+    scene_change: bool | None = None,
+) -> "vs.VideoNode":
+    """FastRealVSR: recurrent super-resolution of real-world video. None stands for the default.
+
+    Args:
+        clip: RGBS or RGBH, from 16x16.
+        model: shipped weights by name; default ``fastreal-compact-x4``.
+        model_path: a weights file of your own instead.
+        device_index: CUDA device, -1 = CPU; default the first GPU if there is one.
+        tile: width and height of spatial tiles in source pixels, 0 = whole frame; less memory, other pixels.
+        tile_pad: source pixels of context around every tile; default 16.
+        segment: frames between two restarts of the recurrence, 0 = never; default 240.
+        warmup: frames before a segment on which the state is warmed up; default 15.
+        state_cache: megabytes for kept states, which make seeks faster; default 256.
+        preview: start cold shortly before a frame that is sought: fast, approximate; such frames carry the property
+            ``VSVSRApproximate``.
+        scene_change: restart at frames with the property ``_SceneChangePrev``; default on.
+
+    Returns:
+        The clip at the scale of the weights, in the format of the source. Frame n depends on the clip and on the
+        arguments alone. Values are not clamped to [0, 1].
+
+    Raises:
+        vapoursynth.Error: an argument, the clip or the weights cannot be used.
+    """
+    import vapoursynth as vs
+
+    arguments = {name: value for name, value in locals().items() if name not in ("vs", "clip") and value is not None}
+    return vs.core.vsvsr.FastReal(clip, **arguments)
+
+
+def Stats(clip: "vs.VideoNode") -> dict[str, int]:
+    """What the filter that made ``clip`` has done: steps, warmup_steps, renders, seeks, checkpoint_hits, replays."""
+    import vapoursynth as vs
+
+    return dict(vs.core.vsvsr.Stats(clip))
+
+
+def Version() -> dict[str, object]:
+    """Versions of vsvsr and torch, the devices, and the folder of installed weights."""
+    import vapoursynth as vs
+
+    return dict(vs.core.vsvsr.Version())

@@ -1,0 +1,417 @@
+#include "filter.h"
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "python.h"
+
+namespace vsvsr {
+
+namespace {
+
+using python::Ref;
+
+// One filter of one script.
+//
+// The outer node (fmParallel) lets the source decode in parallel: it notes that frame n is wanted, requests source n,
+// and then inner frame n. The inner node owns the recurrence, which can follow one request at a time only: fmFrameState
+// is VapourSynth's word for that. It requests what else the session needs, in further rounds, and never waits.
+class Instance {
+public:
+    Instance(std::string name, VSNode *source, const VSVideoInfo &video, const VSAPI *vsapi)
+        : name_(std::move(name)), source_(source), video_(video), vsapi_(vsapi) {}
+
+    ~Instance() {
+        try {
+            const python::Lock lock;
+            session_ = Ref();
+        } catch (const python::Error &) {
+            session_.release(); // Python is gone, and the session with it
+        }
+    }
+
+    const std::string &name() const { return name_; }
+    VSNode *source() const { return source_; }
+    const VSVideoInfo &output() const { return output_; }
+    const VSAPI *vsapi() const { return vsapi_; }
+
+    void open(const VSMap *arguments);
+
+    // Frame n is wanted until delivered() as often.
+    void want(int n) {
+        const std::lock_guard guard(mutex_);
+        ++pending_[n].requests;
+    }
+
+    // Source n is at hand as long as n is wanted; takes the reference.
+    void offer(int n, const VSFrame *frame) {
+        {
+            const std::lock_guard guard(mutex_);
+            std::swap(pending_[n].source, frame);
+        }
+        vsapi_->freeFrame(frame);
+    }
+
+    void delivered(int n) {
+        const VSFrame *unused = nullptr;
+        {
+            const std::lock_guard guard(mutex_);
+            const auto place = pending_.find(n);
+            if (--place->second.requests == 0) {
+                unused = place->second.source;
+                pending_.erase(place);
+            }
+        }
+        vsapi_->freeFrame(unused);
+    }
+
+    // A new reference to source n if it is at hand, else null.
+    const VSFrame *atHand(int n) {
+        const std::lock_guard guard(mutex_);
+        const auto place = pending_.find(n);
+        const bool here = place != pending_.end() && place->second.source;
+        return here ? vsapi_->addFrameRef(place->second.source) : nullptr;
+    }
+
+    std::vector<int> wanted() {
+        const std::lock_guard guard(mutex_);
+        std::vector<int> result;
+        for (const auto &[n, pending] : pending_)
+            result.push_back(n);
+        return result;
+    }
+
+    std::vector<int> advance(int n, const std::map<int, const VSFrame *> &sources);
+    bool render(int n, VSFrame *target);
+    void failed(const std::vector<int> &frames);
+    std::vector<std::pair<std::string, std::int64_t>> counters();
+
+private:
+    struct Pending {
+        int requests = 0;
+        const VSFrame *source = nullptr;
+    };
+
+    template <typename Pointer, typename Frame> std::vector<python::Plane> planesOf(Frame *frame, Pointer pointer) const {
+        std::vector<python::Plane> planes;
+        for (int plane = 0; plane < video_.format.numPlanes; ++plane)
+            planes.push_back({reinterpret_cast<std::uintptr_t>((vsapi_->*pointer)(frame, plane)),
+                              vsapi_->getStride(frame, plane)});
+        return planes;
+    }
+
+    const std::string name_;
+    VSNode *const source_;
+    const VSVideoInfo video_;
+    VSVideoInfo output_{};
+    const VSAPI *const vsapi_;
+    Ref session_;
+    std::mutex mutex_; // guards pending_; no other lock is taken and nothing is freed under it
+    std::map<int, Pending> pending_;
+};
+
+// Arguments other than the clip, by name, each a list.
+Ref toPython(const VSMap *arguments, const VSAPI *vsapi) {
+    std::vector<std::pair<std::string, Ref>> items;
+    for (int i = 0; i < vsapi->mapNumKeys(arguments); ++i) {
+        const char *key = vsapi->mapGetKey(arguments, i);
+        const int type = vsapi->mapGetType(arguments, key);
+        std::vector<Ref> values;
+        for (int j = 0; j < vsapi->mapNumElements(arguments, key); ++j) {
+            if (type == ptInt)
+                values.push_back(python::integer(vsapi->mapGetInt(arguments, key, j, nullptr)));
+            else if (type == ptFloat)
+                values.push_back(python::number(vsapi->mapGetFloat(arguments, key, j, nullptr)));
+            else if (type == ptData)
+                values.push_back(python::text(vsapi->mapGetData(arguments, key, j, nullptr)));
+        }
+        if (!values.empty())
+            items.emplace_back(key, python::list(std::move(values)));
+    }
+    return python::dictionary(items);
+}
+
+void Instance::open(const VSMap *arguments) {
+    char format[32] = "";
+    if (video_.format.colorFamily != cfUndefined)
+        vsapi_->getVideoFormatName(&video_.format, format);
+    const python::Lock lock;
+    std::vector<Ref> values;
+    values.push_back(python::text(name_.c_str()));
+    values.push_back(toPython(arguments, vsapi_));
+    values.push_back(python::text(format));
+    values.push_back(python::integer(video_.width));
+    values.push_back(python::integer(video_.height));
+    std::vector<Ref> opened = python::toVector(python::callBridge("open_filter", std::move(values)));
+    session_ = std::move(opened.at(0));
+    const int scale = static_cast<int>(python::toInteger(opened.at(1)));
+    output_ = video_;
+    output_.width *= scale;
+    output_.height *= scale;
+}
+
+std::vector<int> Instance::advance(int n, const std::map<int, const VSFrame *> &sources) {
+    const std::vector<int> wantedNow = wanted();
+    const python::Lock lock;
+    std::vector<Ref> frames;
+    for (const auto &[index, frame] : sources) {
+        int unset = 0;
+        const VSMap *props = vsapi_->getFramePropertiesRO(frame);
+        const bool cut = vsapi_->mapGetInt(props, "_SceneChangePrev", 0, &unset) != 0;
+        std::vector<Ref> entry;
+        entry.push_back(python::integer(index));
+        entry.push_back(python::integer(cut));
+        entry.push_back(python::planes(planesOf(frame, &VSAPI::getReadPtr)));
+        frames.push_back(python::tuple(std::move(entry)));
+    }
+    std::vector<Ref> arguments;
+    arguments.push_back(python::integer(n));
+    arguments.push_back(python::integers(wantedNow));
+    arguments.push_back(python::list(std::move(frames)));
+    return python::toIntegers(python::callMethod(session_.get(), "advance", std::move(arguments)));
+}
+
+bool Instance::render(int n, VSFrame *target) {
+    const std::vector<python::Plane> planes = planesOf(target, &VSAPI::getWritePtr);
+    const python::Lock lock;
+    std::vector<Ref> arguments;
+    arguments.push_back(python::integer(n));
+    arguments.push_back(python::planes(planes));
+    return python::toInteger(python::callMethod(session_.get(), "render", std::move(arguments))) != 0;
+}
+
+void Instance::failed(const std::vector<int> &frames) {
+    try {
+        const python::Lock lock;
+        std::vector<Ref> arguments;
+        arguments.push_back(python::integers(frames));
+        python::callMethod(session_.get(), "failed", std::move(arguments));
+    } catch (const python::Error &) {
+        // The source's own error is already on its way to the user.
+    }
+}
+
+std::vector<std::pair<std::string, std::int64_t>> Instance::counters() {
+    const python::Lock lock;
+    std::vector<std::pair<std::string, std::int64_t>> result;
+    for (const Ref &entry : python::toVector(python::callMethod(session_.get(), "counters", {}))) {
+        const std::vector<Ref> pair = python::toVector(entry);
+        result.emplace_back(python::toText(pair.at(0)), python::toInteger(pair.at(1)));
+    }
+    return result;
+}
+
+// Filters by their output node, for Stats.
+std::mutex openMutex;
+std::map<const VSNode *, std::shared_ptr<Instance>> openInstances;
+
+// Request for one inner frame.
+struct Request {
+    std::map<int, const VSFrame *> held; // sources for the next call of advance, with a reference each
+    std::vector<int> asked;              // sources requested from VapourSynth, not fetched yet
+};
+
+struct Inner {
+    std::shared_ptr<Instance> instance;
+
+    const VSFrame *getFrame(int n, int reason, void **frameData, VSFrameContext *context, VSCore *core) const;
+
+private:
+    bool advance(int n, Request &request, VSFrameContext *context) const;
+    const VSFrame *finish(int n, VSCore *core) const;
+    void drop(Request &request) const;
+};
+
+void Inner::drop(Request &request) const {
+    for (const auto &[index, frame] : request.held)
+        instance->vsapi()->freeFrame(frame);
+    request.held.clear();
+}
+
+// Runs the session until it is done (true) or has to wait for sources (false).
+bool Inner::advance(int n, Request &request, VSFrameContext *context) const {
+    const VSAPI *vsapi = instance->vsapi();
+    for (;;) {
+        if (!request.held.contains(n))
+            request.held[n] = instance->atHand(n);
+        const std::vector<int> missing = instance->advance(n, request.held);
+        drop(request);
+        if (missing.empty())
+            return true;
+        for (const int index : missing) {
+            if (const VSFrame *frame = instance->atHand(index)) {
+                request.held[index] = frame;
+            } else {
+                vsapi->requestFrameFilter(index, instance->source(), context);
+                request.asked.push_back(index);
+            }
+        }
+        if (!request.asked.empty())
+            return false;
+    }
+}
+
+const VSFrame *Inner::finish(int n, VSCore *core) const {
+    const VSAPI *vsapi = instance->vsapi();
+    const VSVideoInfo &output = instance->output();
+    const VSFrame *source = instance->atHand(n);
+    VSFrame *target = vsapi->newVideoFrame(&output.format, output.width, output.height, source, core);
+    vsapi->freeFrame(source);
+    try {
+        const bool approximate = instance->render(n, target);
+        VSMap *props = vsapi->getFramePropertiesRW(target);
+        vsapi->mapSetInt(props, "_Matrix", 0, maReplace);
+        vsapi->mapSetInt(props, "_Range", 1, maReplace);
+        if (approximate)
+            vsapi->mapSetInt(props, "VSVSRApproximate", 1, maReplace);
+        else
+            vsapi->mapDeleteKey(props, "VSVSRApproximate");
+    } catch (...) {
+        vsapi->freeFrame(target);
+        throw;
+    }
+    return target;
+}
+
+const VSFrame *Inner::getFrame(int n, int reason, void **frameData, VSFrameContext *context, VSCore *core) const {
+    const VSAPI *vsapi = instance->vsapi();
+    std::unique_ptr<Request> request(static_cast<Request *>(std::exchange(*frameData, nullptr)));
+    if (reason == arError) {
+        instance->failed(request->asked);
+        drop(*request);
+        return nullptr;
+    }
+    if (!request)
+        request = std::make_unique<Request>();
+    for (const int index : std::exchange(request->asked, {})) {
+        request->held[index] = vsapi->getFrameFilter(index, instance->source(), context);
+        vsapi->releaseFrameEarly(instance->source(), index, context);
+    }
+    try {
+        if (advance(n, *request, context))
+            return finish(n, core);
+        *frameData = request.release();
+    } catch (const python::Error &error) {
+        drop(*request);
+        vsapi->setFilterError((instance->name() + ": " + error.what()).c_str(), context);
+    }
+    return nullptr;
+}
+
+struct Outer {
+    std::shared_ptr<Instance> instance;
+    VSNode *inner;
+
+    const VSFrame *getFrame(int n, int reason, void **frameData, VSFrameContext *context) const;
+};
+
+// *frameData is null until source n has come, then it points here.
+char sourceHere;
+
+const VSFrame *Outer::getFrame(int n, int reason, void **frameData, VSFrameContext *context) const {
+    const VSAPI *vsapi = instance->vsapi();
+    if (reason == arInitial) {
+        instance->want(n);
+        vsapi->requestFrameFilter(n, instance->source(), context);
+        return nullptr;
+    }
+    if (reason == arError) {
+        if (!*frameData)
+            instance->failed({n});
+        instance->delivered(n);
+        return nullptr;
+    }
+    if (!*frameData) {
+        *frameData = &sourceHere;
+        instance->offer(n, vsapi->getFrameFilter(n, instance->source(), context));
+        vsapi->requestFrameFilter(n, inner, context);
+        return nullptr;
+    }
+    const VSFrame *frame = vsapi->getFrameFilter(n, inner, context);
+    instance->delivered(n);
+    return frame;
+}
+
+const VSFrame *VS_CC getInner(int n, int reason, void *data, void **frameData, VSFrameContext *context, VSCore *core,
+                              const VSAPI *) {
+    return static_cast<Inner *>(data)->getFrame(n, reason, frameData, context, core);
+}
+
+const VSFrame *VS_CC getOuter(int n, int reason, void *data, void **frameData, VSFrameContext *context, VSCore *,
+                              const VSAPI *) {
+    return static_cast<Outer *>(data)->getFrame(n, reason, frameData, context);
+}
+
+void VS_CC freeInner(void *data, VSCore *, const VSAPI *) {
+    delete static_cast<Inner *>(data);
+}
+
+void VS_CC freeOuter(void *data, VSCore *core, const VSAPI *vsapi) {
+    const std::unique_ptr<Outer> outer(static_cast<Outer *>(data));
+    std::string line = outer->instance->name() + ":";
+    try {
+        for (const auto &[name, count] : outer->instance->counters())
+            line += " " + name + "=" + std::to_string(count);
+        vsapi->logMessage(mtDebug, line.c_str(), core);
+    } catch (const python::Error &) {
+        // Python is gone, and the counters with it.
+    }
+    {
+        const std::lock_guard guard(openMutex);
+        std::erase_if(openInstances, [&](const auto &entry) { return entry.second == outer->instance; });
+    }
+    vsapi->freeNode(outer->inner);
+    vsapi->freeNode(outer->instance->source());
+}
+
+} // namespace
+
+void VS_CC createFilter(const VSMap *in, VSMap *out, void *userData, VSCore *core, const VSAPI *vsapi) {
+    const std::string name = static_cast<const char *>(userData);
+    VSNode *source = vsapi->mapGetNode(in, "clip", 0, nullptr);
+    const auto instance = std::make_shared<Instance>(name, source, *vsapi->getVideoInfo(source), vsapi);
+    try {
+        instance->open(in);
+    } catch (const python::Error &error) {
+        vsapi->mapSetError(out, (name + ": " + error.what()).c_str());
+        vsapi->freeNode(source);
+        return;
+    }
+    const VSFilterDependency fromSource{source, rpGeneral};
+    VSNode *inner = vsapi->createVideoFilter2((name + "Recurrence").c_str(), &instance->output(), getInner, freeInner,
+                                              fmFrameState, &fromSource, 1, new Inner{instance}, core);
+    const VSFilterDependency both[] = {{source, rpGeneral}, {inner, rpStrictSpatial}};
+    VSNode *outer = vsapi->createVideoFilter2(name.c_str(), &instance->output(), getOuter, freeOuter, fmParallel, both,
+                                              2, new Outer{instance, inner}, core);
+    {
+        const std::lock_guard guard(openMutex);
+        openInstances[outer] = instance;
+    }
+    vsapi->mapConsumeNode(out, "clip", outer, maReplace);
+}
+
+void VS_CC stats(const VSMap *in, VSMap *out, void *, VSCore *, const VSAPI *vsapi) {
+    VSNode *node = vsapi->mapGetNode(in, "clip", 0, nullptr);
+    std::shared_ptr<Instance> instance;
+    {
+        const std::lock_guard guard(openMutex);
+        if (const auto place = openInstances.find(node); place != openInstances.end())
+            instance = place->second;
+    }
+    vsapi->freeNode(node);
+    if (!instance) {
+        vsapi->mapSetError(out, "Stats: the clip is not the direct output of a vsvsr filter; give that");
+        return;
+    }
+    try {
+        for (const auto &[name, count] : instance->counters())
+            vsapi->mapSetInt(out, name.c_str(), count, maReplace);
+    } catch (const python::Error &error) {
+        vsapi->mapSetError(out, (std::string("Stats: ") + error.what()).c_str());
+    }
+}
+
+} // namespace vsvsr

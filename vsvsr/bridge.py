@@ -1,0 +1,94 @@
+"""The only module that the native plugin calls. Plain values in, plain values out."""
+
+import atexit
+import importlib.metadata
+from collections.abc import Callable, Sequence
+
+import torch
+
+from vsvsr.errors import UserError
+from vsvsr.filters.clip import Clip
+from vsvsr.filters.opened import Opened
+from vsvsr.filters.registry import FILTERS
+from vsvsr.filters.settings import Value
+from vsvsr.frames import Planes
+from vsvsr.streaming import Source
+from vsvsr.weights import folder
+from vsvsr.worker import worker_of
+
+type Places = tuple[tuple[int, int], ...]
+"""(address, stride in bytes) of each plane."""
+
+
+class FilterInstance:
+    """One filter of one script. Its methods may be called on any thread; they run on the device's own.
+
+    Args:
+        opened: session, device and scale.
+        clip: what the frames look like.
+    """
+
+    def __init__(self, opened: Opened, clip: Clip) -> None:
+        self._session = opened.session
+        self._worker = worker_of(opened.device)
+        self._scale = opened.scale
+        self._clip = clip
+        self._dtype = torch.float16 if clip.format == "RGBH" else torch.float32
+
+    def advance(self, n: int, wanted: list[int], frames: list[tuple[int, int, Places]]) -> list[int]:
+        """Move towards frame ``n`` with ``frames``: (number, starts a scene, planes). Returns what is still missing."""
+        sources = {
+            index: Source(Planes(self._clip.height, self._clip.width, self._dtype, places), bool(cut))
+            for index, cut, places in frames
+        }
+        return self._worker.run(lambda: self._session.advance(n, wanted, sources))
+
+    def render(self, n: int, places: Places) -> int:
+        """Write frame ``n``; returns 1 when it is approximate."""
+        height, width = self._clip.height * self._scale, self._clip.width * self._scale
+        output = Planes(height, width, self._dtype, places)
+        return int(self._worker.run(lambda: self._session.render(n, output)))
+
+    def failed(self, frames: list[int]) -> None:
+        """One of these frames of the source could not be had."""
+        self._worker.run(lambda: self._session.failed(frames))
+
+    def counters(self) -> list[tuple[str, int]]:
+        """What has been done so far, by name."""
+        return list(self._worker.run(self._session.counters).items())
+
+
+def open_filter(
+    name: str, arguments: dict[str, list[Value]], video_format: str, width: int, height: int
+) -> tuple[FilterInstance, int]:
+    """Create a filter for a clip; returns it with its scale."""
+    clip = Clip(format=video_format, width=width, height=height)
+    opened = FILTERS[name].open(arguments, clip)
+    return FilterInstance(opened, clip), opened.scale
+
+
+def version() -> list[tuple[str, list[str]]]:
+    """Versions, devices and the weights' folder, by name."""
+    devices = ["cpu", *(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))]
+    return [
+        ("version", [importlib.metadata.version("vsvsr")]),
+        ("torch", [str(torch.__version__)]),
+        ("devices", devices),
+        ("weights", [str(folder())]),
+    ]
+
+
+def describe(error: BaseException) -> str:
+    """One line for the user."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def at_exit(hook: Callable[[], object]) -> None:
+    """Have ``hook`` called before the interpreter goes; the plugin stays out of Python from then on."""
+    atexit.register(hook)
+
+
+__all__: Sequence[str] = ["FilterInstance", "at_exit", "describe", "open_filter", "version"]

@@ -1,0 +1,40 @@
+"""FastReal: FastRealVSR, a unidirectional recurrent network with hidden state attention."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vsvsr.filters.clip import Clip
+from vsvsr.filters.settings import RecurrentSettings
+
+if TYPE_CHECKING:
+    from vsvsr.filters.opened import Opened
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastRealSettings(RecurrentSettings):
+    """The arguments of ``core.vsvsr.FastReal``."""
+
+    model: str = ""
+
+
+DEFAULT_MODEL = "fastreal-compact-x4"
+
+
+def create(settings: FastRealSettings, clip: Clip) -> "Opened":
+    """Load the network and make its streaming session."""
+    from vsvsr import weights
+    from vsvsr.filters.opened import Opened, choose_device
+    from vsvsr.filters.recurrent_network import RecurrentNetwork
+    from vsvsr.models.fastreal import load_fastreal
+    from vsvsr.streaming import RecurrentSession, Segments
+
+    device = choose_device(settings.device_index)
+    network = load_fastreal(weights.find(settings.model_path or settings.model or DEFAULT_MODEL)).to(device)
+    session = RecurrentSession(
+        RecurrentNetwork(network, device, clip, settings.tile, settings.tile_pad),
+        Segments(length=settings.segment, warmup=settings.warmup),
+        budget=settings.state_cache * 1_000_000,
+        preview=settings.preview,
+        scene_change=settings.scene_change,
+    )
+    return Opened(session, device, network.scale)

@@ -1,0 +1,35 @@
+"""What a filter hands to the bridge."""
+
+from dataclasses import dataclass
+
+import torch
+
+from vsvsr.errors import UserError
+from vsvsr.frames import Planes
+from vsvsr.streaming import Session
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A session ready to make frames.
+
+    Attributes:
+        session: makes the frames; all its calls happen on the thread of ``device``.
+        device: where the network is.
+        scale: output size over source size.
+    """
+
+    session: Session[Planes, Planes]
+    device: torch.device
+    scale: int
+
+
+def choose_device(index: int | None) -> torch.device:
+    """The device of ``device_index``: -1 the CPU, None the first GPU or else the CPU."""
+    count = torch.cuda.device_count()
+    if index is None:
+        index = 0 if count else -1
+    if not -1 <= index < count:
+        gpus = f"-1 (CPU) to {count - 1}" if count else "-1 (CPU); this machine has no CUDA device"
+        raise UserError(f"device_index={index} is not possible; allowed: {gpus}")
+    return torch.device("cpu") if index < 0 else torch.device("cuda", index)

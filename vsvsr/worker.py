@@ -1,0 +1,62 @@
+"""The thread that makes all torch calls of a device."""
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import cast
+
+import torch
+
+
+class _Job[Result]:
+    def __init__(self, function: Callable[[], Result]) -> None:
+        self._function = function
+        self._finished = threading.Lock()
+        self._finished.acquire()
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error = error
+        self._finished.release()
+
+    def result(self) -> Result:
+        with self._finished:
+            if self._error is not None:
+                raise self._error
+            return cast("Result", self._result)
+
+
+class Worker:
+    """One daemon thread: cuDNN plans and CUDA graphs belong to a thread, and two busy CPU teams slow each other down.
+
+    Started when the first filter of a device is created: a thread started while the interpreter shuts down fails.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[_Job[object]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    def run[Result](self, function: Callable[[], Result]) -> Result:
+        """Call ``function`` on the thread, wait, and return or raise what it did."""
+        job = _Job(function)
+        self._jobs.put(cast("_Job[object]", job))
+        return job.result()
+
+    def _work(self) -> None:
+        with torch.inference_mode():
+            while True:
+                self._jobs.get().run()
+
+
+_workers: dict[torch.device, Worker] = {}
+
+
+def worker_of(device: torch.device) -> Worker:
+    """The thread of ``device``, shared by all filters on it."""
+    if device not in _workers:
+        _workers[device] = Worker(f"vsvsr {device}")
+    return _workers[device]
