@@ -1,0 +1,48 @@
+"""How the conformance suite runs each registered filter: small networks and grids, so that hundreds of frames pass."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import vapoursynth as vs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One filter under test.
+
+    Attributes:
+        weights: name of the fixture that gives its weights file.
+        arguments: what makes it small, and its restarts frequent.
+        restarts: first frames after a restart or at a border of its grid, within 120 frames.
+        network_runs: how often the network may run for 120 frames of linear playback, extra runs for context included.
+        scale: output over source size.
+    """
+
+    weights: str
+    arguments: dict[str, object]
+    restarts: tuple[int, ...]
+    network_runs: int
+    scale: int = 4
+
+
+CASES = {
+    "FastReal": Case(
+        weights="tiny_fastreal",
+        arguments={"segment": 20, "warmup": 5, "state_cache": 1},
+        restarts=(20, 40, 60, 80, 100),
+        network_runs=120 + 5 * 5,
+    ),
+}
+
+type Make = Callable[..., vs.VideoNode]
+
+
+def maker(name: str, weights: Path) -> Make:
+    """``make(clip, **more)`` gives the filter's output."""
+
+    def make(clip: vs.VideoNode, **more: object) -> vs.VideoNode:
+        function = getattr(vs.core.vsvsr, name)
+        return function(clip, **{"model_path": str(weights), "device_index": -1, **CASES[name].arguments, **more})
+
+    return make

@@ -1,0 +1,50 @@
+"""What every test may use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import vapoursynth as vs
+
+from tests.clips import clip_path
+from vsvsr.models.fastreal import FastRealConfig, FastRealVSR, save_fastreal
+
+
+@pytest.fixture
+def core() -> Iterator[vs.Core]:
+    """The core of this process, with its settings put back afterwards."""
+    core = vs.core.core
+    threads, cache = core.num_threads, core.max_cache_size
+    yield core
+    core.num_threads, core.max_cache_size = threads, cache
+
+
+@pytest.fixture(scope="session")
+def tiny_fastreal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A FastReal network small enough for hundreds of frames, whose state matters for its picture."""
+    torch.manual_seed(7)
+    config = FastRealConfig(
+        channels=8,
+        rb1_blocks=1,
+        rb2_blocks=1,
+        head="single",
+        fast_sca=True,
+        key_channels=8,
+        flow_levels=3,
+        flow_reduction=2,
+    )
+    network = FastRealVSR(config)
+    for name, parameter in network.named_parameters():
+        if name.startswith(("rb", "conv_last")):
+            torch.nn.init.normal_(parameter, std=0.15)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_fastreal(network, path, {})
+    return path
+
+
+@pytest.fixture
+def bikes(core: vs.Core) -> vs.VideoNode:
+    """120 frames of a real clip, 48x32, RGBS."""
+    clip = core.bs.VideoSource(str(clip_path("bikes.mp4")), cachemode=0)
+    return core.resize.Bicubic(clip[:120], width=48, height=32, format=vs.RGBS, matrix_in_s="709")
