@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from vsvsr.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WRAPPERS = ("params_ema", "params", "state_dict")
 """Keys under which training frameworks put the state dict (BasicSR, OpenMMLab)."""
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """The state dict in a file, on the CPU, and its metadata.
 
     Args:
@@ -26,6 +28,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: the file is missing, damaged, of another kind, or a pickle that wants to run code.
     """
+    import torch  # here, so that the command line starts quickly, and doctor even when torch is broken
+
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
     if path.suffix == ".safetensors":
@@ -42,6 +46,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"weights file {path} holds no state dict (tensors by name)")
     return {str(key): value for key, value in content.items()}, {}

@@ -1,0 +1,176 @@
+"""``vsvsr doctor``: what is installed, what is wrong, and the line that mends it."""
+
+import importlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from vsvsr.errors import UserError
+
+REINSTALL = "pip install --force-reinstall --no-deps vsvsr"
+
+app = typer.Typer()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        subject: what was looked at.
+        state: what was found.
+        remedy: what mends it, mostly a line to type, where something is wrong.
+    """
+
+    subject: str
+    state: str
+    remedy: str | None = None
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, the plugin and the weights; say what is wrong and how to mend it."""
+    findings = [finding for check in CHECKS for finding in _guarded(check)]
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        typer.echo(f"{'ok ' if finding.remedy is None else 'BAD'}  {finding.subject:{width}}  {finding.state}")
+        if finding.remedy is not None:
+            typer.echo(f"{'':{width + 7}}mend: {finding.remedy}")
+    if any(finding.remedy is not None for finding in findings):
+        raise typer.Exit(1)
+
+
+def _guarded(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """The findings of a check; a check that fails in a way it did not foresee is a finding, too."""
+    try:
+        yield from check()
+    except Exception as error:  # a broken installation raises anything; the report goes on
+        subject = check.__name__.strip("_").replace("_", " ")
+        yield Finding(subject, _one_line(error), REINSTALL)
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("python", f"{platform.python_version()} ({sys.executable})")
+    yield Finding("vsvsr", importlib.metadata.version("vsvsr"))
+    import vapoursynth as vs
+
+    yield Finding("vapoursynth", str(vs.core.core_version))
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as error:  # besides ImportError: OSError for a missing library, RuntimeError for a wrong one
+        yield Finding("torch", _one_line(error), "pip install --force-reinstall torch")
+        return
+    yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} CPU threads")
+    if not torch.cuda.is_available():
+        yield Finding("device", "CPU only")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        yield Finding("device", f"{index}: {device.name}, {device.total_memory / 2**30:.1f} GiB")
+
+
+def _plugin() -> Iterator[Finding]:
+    import vapoursynth as vs
+
+    if hasattr(vs.core, "vsvsr"):
+        try:
+            version = vs.core.vsvsr.Version()["version"]
+        except vs.Error as error:
+            yield Finding("plugin", f"loaded, but: {_one_line(error)}", f"{REINSTALL} (once torch is ok)")
+            return
+        filters = [f.name for f in vs.core.vsvsr.functions() if f.return_signature.startswith("clip:")]
+        yield Finding("plugin", f"{_text(version)}, filters {', '.join(filters)}")
+        return
+    folder = Path(vs.__file__).parent / "plugins" / "vsvsr"
+    libraries = [path for path in folder.glob("vsvsr.*") if path.suffix in (".so", ".dylib", ".dll")]
+    if not libraries:
+        yield Finding("plugin", f"not in {folder}", REINSTALL)
+        return
+    try:
+        vs.core.std.LoadPlugin(str(libraries[0]))
+    except vs.Error as error:
+        yield Finding("plugin", _one_line(error), REINSTALL)
+    else:
+        yield Finding("plugin", f"loads only when asked; {folder / 'manifest.vs'} does not name it", REINSTALL)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _source_filter() -> Iterator[Finding]:
+    import vapoursynth as vs
+
+    if hasattr(vs.core, "bs"):
+        yield Finding("source filter", f"BestSource {importlib.metadata.version('vapoursynth-bestsource')}")
+    else:
+        yield Finding("source filter", "BestSource is not loaded", "pip install vapoursynth-bestsource")
+
+
+def _vspipe() -> Iterator[Finding]:
+    """vspipe finds this Python only after ``vapoursynth config``; a script of one frame shows whether it does."""
+    import vapoursynth as vs
+
+    vspipe = Path(vs.__file__).with_name("vspipe.exe" if sys.platform == "win32" else "vspipe")
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "one_frame.vpy"
+        script.write_text("import vapoursynth as vs\nvs.core.std.BlankClip(length=1).set_output()\n")
+        tried = subprocess.run([vspipe, "--info", script, "-"], capture_output=True, text=True, timeout=60)
+    if tried.returncode == 0:
+        yield Finding("vspipe", str(vspipe))
+    else:
+        yield Finding("vspipe", _one_line(tried.stderr), "vapoursynth config")
+
+
+def _ffmpeg() -> Iterator[Finding]:
+    from vsvsr.cli.encoder import find_ffmpeg
+
+    try:
+        ffmpeg = find_ffmpeg()
+    except UserError as error:
+        yield Finding("ffmpeg", str(error), "pip install --force-reinstall imageio-ffmpeg")
+        return
+    banner = subprocess.run([ffmpeg, "-version"], capture_output=True, text=True, check=True).stdout.split()
+    encoders = subprocess.run([ffmpeg, "-hide_banner", "-encoders"], capture_output=True, text=True, check=True).stdout
+    if "libx264" in encoders:
+        yield Finding("ffmpeg", f"{banner[2]} ({ffmpeg})")
+    else:
+        yield Finding(
+            "ffmpeg",
+            f"{ffmpeg} has no encoder libx264",
+            "take it off the path, or choose another --encoder",
+        )
+
+
+def _weights() -> Iterator[Finding]:
+    from vsvsr import weights
+
+    for row in weights.MANIFEST:
+        subject = f"weights {row.name}"
+        if not row.shipped and not weights.location(row).is_file():
+            yield Finding(subject, f"not installed; {row.model} needs them only when asked to")
+            continue
+        try:
+            weights.verify(row.name)
+        except UserError as error:
+            yield Finding(subject, str(error), REINSTALL if row.shipped else f"vsvsr weights install {row.name}")
+        else:
+            yield Finding(subject, f"{'shipped' if row.shipped else 'installed'}, as published")
+
+
+def _one_line(error: Exception | str) -> str:
+    """The last line that says something: Python and vspipe put the reason last."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+CHECKS = (_versions, _torch, _plugin, _source_filter, _vspipe, _ffmpeg, _weights)
