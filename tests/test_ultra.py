@@ -1,6 +1,7 @@
 """UltraVSR: the released temporal shift module, the one-step pipeline, and exact bounded-memory inference."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from vsvsr.errors import UserError
-from vsvsr.models.ultra import FULL, TINY, RTSModule, UltraVSR, build, fix_colour
+from vsvsr.models.ultra import FULL, REACH, TINY, RTSModule, UltraVSR, Upscaler, build, fix_colour
 from vsvsr.models.ultra.files import (
     apply_checkpoint,
     encode_prompt,
@@ -22,8 +23,13 @@ from vsvsr.models.ultra.files import (
     save_compact,
 )
 from vsvsr.models.ultra.lora import LoRA, add_adapters, factor_shapes, merge_adapters, unet_targets, vae_targets
-from vsvsr.models.ultra.network import run_whole, upscale_bicubic
+from vsvsr.models.ultra.memory import waiting
+from vsvsr.models.ultra.network import Step, run_whole, upscale_bicubic
+from vsvsr.models.ultra.rts import TemporalUnit
 from vsvsr.models.ultra.schedule import alphas_cumprod, clamp_degradation, one_step, timestep_of
+from vsvsr.models.ultra.shelf import Shelf, Skips
+from vsvsr.models.ultra.stream import Pipeline, TiledPipeline
+from vsvsr.models.ultra.tiles import Tiles
 
 DATA = Path(__file__).parent / "data"
 
@@ -364,3 +370,266 @@ def test_a_compact_network_survives_its_file(tiny: UltraVSR, tmp_path: Path) -> 
         load_compact(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match="holds no network configuration"):
         load_compact(DATA / "rts_320.safetensors")
+
+
+PROMPT = torch.linspace(-1, 1, 5 * 16).view(1, 5, 16)
+
+
+def layer_by_layer(steps: list[Step], frames: torch.Tensor) -> torch.Tensor:
+    """The whole clip in memory, every block finished for all frames before the next one, as the released code does."""
+    features = list(frames.split(1))
+    skips = [Skips() for _ in features]
+    for step in steps:
+        if isinstance(step, TemporalUnit):
+            reduced = [step.reduce(x) for x in features]
+            zero = torch.zeros_like(reduced[0])
+            padded = [zero, *reduced, zero]
+            features = [step.combine(x, *padded[i : i + 3]) for i, x in enumerate(features)]
+        else:
+            features = [step(x, skip) for x, skip in zip(features, skips, strict=True)]
+    return torch.cat(features)
+
+
+def streamed(pipeline: Pipeline | TiledPipeline, frames: torch.Tensor) -> torch.Tensor:
+    outputs = [output for frame in frames.split(1) if (output := pipeline.push(frame)) is not None]
+    return torch.cat([*outputs, *pipeline.finish()])
+
+
+@pytest.fixture(params=["unet", "decoder"])
+def stage(request: pytest.FixtureRequest, tiny: UltraVSR) -> tuple[list[Step], int]:
+    """Steps of a stage and how far it reaches."""
+    return (tiny.unet_steps(250, PROMPT), 16) if request.param == "unet" else (tiny.decoder_steps(), 8)
+
+
+def test_a_stream_gives_the_whole_clips_result_to_the_bit(stage: tuple[list[Step], int]) -> None:
+    steps, reach = stage
+    for length in (1, 2, reach, 23):
+        frames = torch.randn(length, 4, 3, 5)
+        assert torch.equal(streamed(Pipeline(steps, Shelf()), frames), layer_by_layer(steps, frames))
+
+
+def test_the_batch_form_agrees_with_frame_by_frame(stage: tuple[list[Step], int]) -> None:
+    frames = torch.randn(4, 4, 8, 8)
+    assert torch.allclose(run_whole(stage[0], frames), layer_by_layer(stage[0], frames), atol=1e-4)
+
+
+def test_a_stage_reaches_exactly_as_far_as_its_modules(stage: tuple[list[Step], int]) -> None:
+    steps, reach = stage
+    frames = torch.randn(2 * reach + 5, 4, 2, 2)
+    frames[reach + 2] = torch.nan
+    touched = streamed(Pipeline(steps, Shelf()), frames).isnan().flatten(1).any(dim=1)
+    assert touched.nonzero().flatten().tolist() == list(range(2, 2 * reach + 3))
+
+
+def test_a_chunk_with_its_halo_gives_the_whole_clips_frames_to_the_bit(stage: tuple[list[Step], int]) -> None:
+    steps, reach = stage
+    frames = torch.randn(2 * reach + 12, 4, 2, 3)
+    whole = layer_by_layer(steps, frames)
+    for length in (1, 5, 12):
+        chunk = frames[6 : 6 + length + 2 * reach]
+        result = streamed(Pipeline(steps, Shelf()), chunk)[reach : reach + length]
+        assert torch.equal(result, whole[6 + reach : 6 + reach + length])
+
+
+def test_what_waits_does_not_grow_with_the_clip_and_is_what_was_counted(stage: tuple[list[Step], int]) -> None:
+    steps, _ = stage
+    counted = waiting(steps, torch.zeros(1, 4, 4, 6)).stream
+    peaks = []
+    for length in (24, 60):
+        shelf = Shelf()
+        pipeline = Pipeline(steps, shelf)
+        for _ in range(length):
+            pipeline.push(torch.randn(1, 4, 4, 6))
+        assert shelf.held == counted
+        list(pipeline.finish())
+        assert shelf.held == 0
+        peaks.append(shelf.peak)
+    assert peaks[0] == peaks[1] <= 1.2 * counted
+
+
+@pytest.mark.parametrize(
+    ("size", "skips", "running", "decoder"),
+    [
+        ((90, 160), 46.9, 9.2, (14.7, 59, 236, 472)),
+        ((180, 320), 186.8, 36.9, (59, 236, 944, 1887)),
+        ((96, 96), 29.9, 5.9, (9.4, 37.7, 151, 302)),
+        ((64, 64), 13.3, 2.6, (4.2, 16.8, 67, 134)),
+    ],
+)
+def test_the_full_networks_memory_is_the_published_one(
+    full: UltraVSR, size: tuple[int, int], skips: float, running: float, decoder: tuple[float, ...]
+) -> None:
+    """Megabytes per frame in fp16; a stream keeps about 17 times the skip connections, however long the clip."""
+    network = full.half()
+    with torch.device("meta"):
+        latents = torch.zeros(1, 4, *size, dtype=torch.half)
+        steps = network.unet_steps(500, torch.zeros(1, 77, 1024, dtype=torch.half))
+        unet, pictures = waiting(steps, latents), waiting(network.decoder_steps(), latents)
+        assert callable(steps[0])
+        assert steps[0](latents, Skips()).nbytes / 1e6 == pytest.approx(running, abs=0.05)
+    assert unet.skips / 1e6 == pytest.approx(skips, abs=0.05)
+    assert [count / 1e6 for count in pictures.inputs] == pytest.approx(decoder, rel=0.01)
+    assert 14 * unet.skips < unet.stream < 17 * unet.skips
+
+
+def test_a_byte_budget_is_kept_and_changes_no_pixel(stage: tuple[list[Step], int]) -> None:
+    steps, _ = stage
+    frames = torch.randn(20, 4, 4, 6)
+    reduced = sum(2 * step.reduce(torch.zeros(1, *shape)).nbytes for step, shape in temporal_inputs(steps))
+    free = Shelf()
+    unlimited = streamed(Pipeline(steps, free), frames)
+    budget = (free.peak - reduced) // 3
+    tight = Shelf(budget)
+    assert torch.equal(streamed(Pipeline(steps, tight), frames), unlimited)
+    assert (free.offloaded, free.held, tight.held) == (0, 0, 0)
+    assert tight.offloaded > 0
+    assert tight.peak <= budget + reduced < free.peak
+
+
+def temporal_inputs(steps: list[Step]) -> list[tuple[TemporalUnit, torch.Size]]:
+    x, skips, found = torch.zeros(1, 4, 4, 6), Skips(), []
+    for step in steps:
+        if isinstance(step, TemporalUnit):
+            found.append((step, x.shape[1:]))
+        else:
+            x = step(x, skips)
+    return found
+
+
+def test_tiles_cover_the_plane_and_blend_without_a_seam() -> None:
+    for size in ((16, 24), (17, 40), (41, 33), (9, 100)):
+        tiles = Tiles(*size, tile=16, overlap=8)
+        plane = torch.rand(2, 3, *size)
+        assert torch.allclose(tiles.blend(tiles.cut(plane)), plane, atol=1e-6)
+        assert all(side <= 16 for tile in tiles.cut(plane) for side in tile.shape[-2:])
+        enlarged = plane.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+        blended = tiles.blend([tile.repeat_interleave(8, 2).repeat_interleave(8, 3) for tile in tiles.cut(plane)], 8)
+        assert torch.allclose(blended, enlarged, atol=1e-6)
+    assert len(Tiles(16, 24, tile=16, overlap=8)) == 2
+    assert len(Tiles(16, 16, tile=16, overlap=8)) == 1
+
+
+def test_the_blending_weights_are_symmetric_and_favour_the_middle_of_a_tile() -> None:
+    tiles = Tiles(1, 24, tile=16, overlap=8)
+    left, right = torch.zeros(1, 1, 1, 16), torch.ones(1, 1, 1, 16)
+    ramp = tiles.blend([left, right])[0, 0, 0]
+    assert torch.equal(ramp[:8], torch.zeros(8))
+    assert torch.equal(ramp[16:], torch.ones(8))
+    assert torch.allclose(ramp + ramp.flip(0), torch.ones(24), atol=1e-6)
+    assert (ramp[8:16].diff() > 0).all()
+
+
+def test_tiles_change_nothing_where_pixels_do_not_mix() -> None:
+    torch.manual_seed(0)
+    module = random_module(96)
+    unit = module.RTSConv
+    for name, parameter in unit.named_parameters():
+        if name.startswith("conv_blocks.0.weight"):
+            parameter.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0.0
+    steps: list[Step] = [lambda x, skips: x * 2.0, unit.requires_grad_(False)]
+    frames = torch.rand(5, 96, 20, 28)
+    tiled = TiledPipeline(steps, Tiles(20, 28, tile=16, overlap=8), 1, Shelf())
+    assert torch.allclose(streamed(tiled, frames), layer_by_layer(steps, frames), atol=1e-5)
+
+
+def upscaler(network: UltraVSR, **settings: Any) -> Upscaler:
+    return Upscaler(network, degradation=0.4, prompt=PROMPT, **settings)
+
+
+def rendered(settings: Upscaler, frames: torch.Tensor, emit: range, first: int | None = None) -> torch.Tensor:
+    """The frames of one call, written into strided views of one buffer."""
+    pictures = []
+    for restored in settings.upscale(list(frames), emit, first=first):
+        buffer = torch.full((3, frames.shape[-2] * 4, frames.shape[-1] * 4 + 7), torch.nan)
+        settings.render(restored, buffer[..., : frames.shape[-1] * 4].unbind(0))
+        assert buffer[..., frames.shape[-1] * 4 :].isnan().all()
+        pictures.append(buffer[..., : frames.shape[-1] * 4])
+    return torch.stack(pictures)
+
+
+@pytest.fixture(scope="module")
+def clip() -> torch.Tensor:
+    return torch.rand(52, 3, 4, 5, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: UltraVSR, clip: torch.Tensor) -> torch.Tensor:
+    """The clip restored in one call."""
+    return rendered(upscaler(tiny), clip, range(52))
+
+
+def chunk_of(
+    settings: Upscaler, clip: torch.Tensor, start: int, stop: int, *, reach: int = REACH, numbered: bool = True
+) -> torch.Tensor:
+    first, last = max(start - reach, 0), min(stop + reach, len(clip))
+    return rendered(settings, clip[first:last], range(start - first, stop - first), first if numbered else None)
+
+
+def test_frames_of_any_size_come_out_four_times_larger_in_range(tiny: UltraVSR) -> None:
+    for height, width in ((16, 16), (17, 19), (6, 5)):
+        result = rendered(upscaler(tiny), torch.rand(2, 3, height, width), range(2))
+        assert result.shape == (2, 3, 4 * height, 4 * width)
+        assert result.min() >= 0.0
+        assert result.max() <= 1.0
+
+
+def test_the_upscaler_runs_the_steps_of_the_definition(tiny: UltraVSR) -> None:
+    frames = torch.rand(3, 3, 8, 10)
+    large = upscale_bicubic(frames)
+    latents = torch.cat([tiny.encode(frame) for frame in large.split(1)])
+    noise = layer_by_layer(tiny.unet_steps(601, PROMPT), latents)
+    pictures = layer_by_layer(tiny.decoder_steps(), one_step(latents, noise, 0.4)).clamp(-1, 1)
+    expected = fix_colour((pictures + 1) / 2, large, "wavelet")
+    assert torch.allclose(rendered(upscaler(tiny), frames, range(3)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (25, 26), (26, 39), (46, 52)])
+def test_a_chunk_with_full_context_gives_the_pixels_of_the_whole_clip(
+    tiny: UltraVSR, clip: torch.Tensor, whole: torch.Tensor, start: int, stop: int
+) -> None:
+    assert torch.equal(chunk_of(upscaler(tiny), clip, start, stop, numbered=False), whole[start:stop])
+
+
+def test_playback_in_chunks_sees_each_frame_once_and_seeks_give_the_same_pixels(
+    tiny: UltraVSR, clip: torch.Tensor, whole: torch.Tensor
+) -> None:
+    settings = upscaler(tiny)
+    played = [chunk_of(settings, clip, start, start + 13) for start in range(0, 52, 13)]
+    assert torch.equal(torch.cat(played), whole)
+    assert settings.frames_seen == 52
+    for start in (26, 13):
+        assert torch.equal(chunk_of(settings, clip, start, start + 13), whole[start : start + 13])
+    assert settings.frames_seen == 52 + 50 + 50
+
+
+def test_less_context_is_nearly_the_same_and_still_independent_of_the_order(
+    tiny: UltraVSR, clip: torch.Tensor, whole: torch.Tensor
+) -> None:
+    settings = upscaler(tiny)
+    played = [chunk_of(settings, clip, start, start + 5, reach=3) for start in (0, 5, 10)]
+    for place in (2, 1, 0):
+        assert torch.equal(chunk_of(settings, clip, 5 * place, 5 * place + 5, reach=3), played[place])
+    assert 0 < (torch.cat(played) - whole[:15]).abs().max() < 0.5
+
+
+def test_tiles_and_a_budget_work_in_the_whole_pipeline(tiny: UltraVSR) -> None:
+    frames = torch.rand(4, 3, 16, 21)
+    tiled = rendered(upscaler(tiny, tile=16), torch.cat((frames, frames), dim=3), range(4))
+    assert tiled.shape == (4, 3, 64, 168)
+    within = rendered(upscaler(tiny, tile=16, budget=100_000), torch.cat((frames, frames), dim=3), range(4))
+    assert torch.equal(tiled, within)
+    one_tile, none = (rendered(upscaler(tiny, tile=tile), frames, range(4)) for tile in (96, 0))
+    assert torch.equal(one_tile, none)
+
+
+def test_settings_out_of_range_are_named_with_what_is_allowed(tiny: UltraVSR) -> None:
+    with pytest.raises(UserError, match=r"degradation is 1\.5; give a number from 0 \(ruined\) to 1 \(clean\)"):
+        Upscaler(tiny, degradation=1.5, prompt=PROMPT)
+    with pytest.raises(UserError, match="tile is 20; give a multiple of 8"):
+        upscaler(tiny, tile=20)
+
+
+def test_a_missing_extra_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match=r'diffusers is not installed; install it with: pip install "vsvsr\[ultra\]"'):
+        build(TINY)

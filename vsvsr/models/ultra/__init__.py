@@ -3,5 +3,19 @@
 from vsvsr.models.ultra.colour import ColourFix, fix_colour
 from vsvsr.models.ultra.network import FULL, TINY, UltraConfig, UltraVSR, build
 from vsvsr.models.ultra.rts import RTSForm, RTSModule
+from vsvsr.models.ultra.stream import REACH, Restored, Upscaler
 
-__all__ = ["FULL", "TINY", "ColourFix", "RTSForm", "RTSModule", "UltraConfig", "UltraVSR", "build", "fix_colour"]
+__all__ = [
+    "FULL",
+    "REACH",
+    "TINY",
+    "ColourFix",
+    "RTSForm",
+    "RTSModule",
+    "Restored",
+    "UltraConfig",
+    "UltraVSR",
+    "Upscaler",
+    "build",
+    "fix_colour",
+]

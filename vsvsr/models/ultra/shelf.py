@@ -19,7 +19,7 @@ class Shelf:
     """Counts what waits on the device and keeps it within a budget.
 
     Args:
-        budget: bytes that may wait on the device; None for no limit.
+        budget: bytes that may wait on the device, besides what :meth:`keep` counts; None for no limit.
 
     Attributes:
         held: bytes waiting on the device now.
@@ -32,21 +32,33 @@ class Shelf:
         self.held = 0
         self.peak = 0
         self.offloaded = 0
+        self._movable = 0
 
     def put(self, tensor: Tensor) -> Shelved:
         """Let a tensor wait."""
         home = tensor.device
-        if self.budget is not None and self.held + tensor.nbytes > self.budget:
+        if self.budget is not None and self._movable + tensor.nbytes > self.budget:
             self.offloaded += tensor.nbytes
             return Shelved(tensor.cpu(), home, 0)
-        self.held += tensor.nbytes
-        self.peak = max(self.peak, self.held)
+        self._movable += tensor.nbytes
+        self.keep(tensor)
         return Shelved(tensor, home, tensor.nbytes)
 
     def take(self, shelved: Shelved) -> Tensor:
         """The tensor, back on its device."""
+        self._movable -= shelved.counted
         self.held -= shelved.counted
         return shelved.tensor.to(shelved.home)
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Count a small tensor that stays on the device, until ``drop``."""
+        self.held += tensor.nbytes
+        self.peak = max(self.peak, self.held)
+        return tensor
+
+    def drop(self, tensor: Tensor) -> None:
+        """The end of ``keep``."""
+        self.held -= tensor.nbytes
 
 
 class Skips:

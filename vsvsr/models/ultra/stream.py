@@ -1,0 +1,352 @@
+"""Temporal shift over clips of any length, exactly and in memory that does not depend on the length.
+
+Every temporal unit needs the reduced features of one frame before and one after. It therefore holds a frame back until
+the next one has come, and the network runs as a chain in which each frame goes as far as it can. Frames see the very
+operations of a run over the whole clip, so the results are the same to the bit.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vsvsr.errors import UserError
+from vsvsr.models.ultra.colour import ColourFix, fix_colour
+from vsvsr.models.ultra.network import DECODER_REACH, UNET_REACH, VAE_FACTOR, Step, UltraVSR, upscale_bicubic
+from vsvsr.models.ultra.rts import TemporalUnit
+from vsvsr.models.ultra.schedule import clamp_degradation, one_step, timestep_of
+from vsvsr.models.ultra.shelf import Shelf, Shelved, Skips
+from vsvsr.models.ultra.tiles import Tiles
+
+REACH = UNET_REACH + DECODER_REACH
+"""Frames to each side on which an output depends."""
+ENCODER_TILE, ENCODER_OVERLAP = 376, 8
+"""In latent pixels: frames up to 3008 pixels wide are encoded in one piece."""
+
+Moving = tuple[Tensor, Skips]
+"""A frame on its way: running features ``(1, c, h, w)`` and skip connections."""
+
+
+class Window:
+    """One temporal unit over a stream: holds a frame back until the next one has come."""
+
+    def __init__(self, unit: TemporalUnit, shelf: Shelf) -> None:
+        self._unit = unit
+        self._shelf = shelf
+        self._before: Tensor | None = None
+        self._waiting: tuple[Shelved, Tensor, Skips] | None = None
+
+    def push(self, x: Tensor, skips: Skips) -> Moving | None:
+        """Take a frame; gives the one before it, None for the first."""
+        reduced = self._unit.reduce(x)
+        ready = self._combine(reduced)
+        self._waiting = (self._shelf.put(x), self._shelf.keep(reduced), skips)
+        return ready
+
+    def finish(self) -> Moving | None:
+        """The last frame, beyond which there is nothing; the window is empty then."""
+        ready = self._combine(None)
+        if self._before is not None:
+            self._shelf.drop(self._before)
+        self._before = None
+        return ready
+
+    def _combine(self, after: Tensor | None) -> Moving | None:
+        if self._waiting is None:
+            return None
+        shelved, current, skips = self._waiting
+        before = torch.zeros_like(current) if self._before is None else self._before
+        x = self._unit.combine(
+            self._shelf.take(shelved), before, current, torch.zeros_like(current) if after is None else after
+        )
+        if self._before is not None:
+            self._shelf.drop(self._before)
+        self._before, self._waiting = current, None
+        return x, skips
+
+
+class Pipeline:
+    """Steps over a stream of frames, each as far as it can go; delivers with a delay of one frame per temporal unit.
+
+    Args:
+        steps: of one stage.
+        shelf: where frames and skip connections wait.
+    """
+
+    def __init__(self, steps: Sequence[Step], shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._steps = [Window(step, shelf) if isinstance(step, TemporalUnit) else step for step in steps]
+
+    def push(self, x: Tensor) -> Tensor | None:
+        """Take a frame ``(1, c, h, w)``; gives the stage's output for an earlier one once there is one."""
+        return self._advance(0, x, Skips(self._shelf))
+
+    def finish(self) -> Iterator[Tensor]:
+        """Outputs for the frames still inside; the pipeline is empty then."""
+        for place, step in enumerate(self._steps):
+            if isinstance(step, Window):
+                ready = step.finish()
+                if ready is not None:
+                    output = self._advance(place + 1, *ready)
+                    if output is not None:
+                        yield output
+
+    def _advance(self, place: int, x: Tensor, skips: Skips) -> Tensor | None:
+        for step in self._steps[place:]:
+            if isinstance(step, Window):
+                ready = step.push(x, skips)
+                if ready is None:
+                    return None
+                x, skips = ready
+            else:
+                x = step(x, skips)
+        return x
+
+
+class TiledPipeline:
+    """A pipeline for each tile of the plane, all at the same frame.
+
+    Args:
+        steps: of one stage.
+        tiles: of the latent plane.
+        factor: side of the output plane over that of the latent plane.
+        shelf: shared by the tiles.
+    """
+
+    def __init__(self, steps: Sequence[Step], tiles: Tiles, factor: int, shelf: Shelf) -> None:
+        self._tiles = tiles
+        self._factor = factor
+        self._pipelines = [Pipeline(steps, shelf) for _ in range(len(tiles))]
+
+    def push(self, latents: Tensor) -> Tensor | None:
+        """See :meth:`Pipeline.push`; latents ``(1, 4, h, w)``."""
+        tiles = self._tiles.cut(latents)
+        outputs = [pipeline.push(tile) for pipeline, tile in zip(self._pipelines, tiles, strict=True)]
+        ready = [output for output in outputs if output is not None]
+        return self._tiles.blend(ready, self._factor) if ready else None
+
+    def finish(self) -> Iterator[Tensor]:
+        """See :meth:`Pipeline.finish`."""
+        for outputs in zip(*(pipeline.finish() for pipeline in self._pipelines), strict=True):
+            yield self._tiles.blend(outputs, self._factor)
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A decoded frame before the colour fix.
+
+    Attributes:
+        picture: the network's output ``(1, 3, 4h, 4w)`` in [0, 1].
+        frame: the input ``(1, 3, h, w)``.
+    """
+
+    picture: Tensor
+    frame: Tensor
+
+
+class Upscaler:
+    """The network with the settings of one clip.
+
+    Args:
+        network: on its device, in the type it shall compute in.
+        degradation: d of the clip, between 0 (ruined) and 1 (clean); one value for all frames.
+        prompt: text embedding ``(1, tokens, width)``.
+        colour: how the result gets the colours of the input.
+        tile: side of spatial tiles in latent pixels (8 output pixels), a multiple of 8 of at least 16; 0 for no tiles.
+        budget: bytes of waiting features kept on the device, the others wait in host memory; None for no limit.
+
+    Attributes:
+        frames_seen: frames that went through the UNet so far.
+        shelf: where features wait at present.
+
+    Raises:
+        UserError: a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        network: UltraVSR,
+        *,
+        degradation: float,
+        prompt: Tensor,
+        colour: ColourFix = "wavelet",
+        tile: int = 96,
+        budget: int | None = None,
+    ) -> None:
+        if not 0.0 <= degradation <= 1.0:
+            raise UserError(f"Ultra: degradation is {degradation}; give a number from 0 (ruined) to 1 (clean)")
+        if tile and (tile < 16 or tile % 8):
+            raise UserError(f"Ultra: tile is {tile}; give a multiple of 8 of at least 16, or 0 for no tiles")
+        self.network = network
+        self.degradation = clamp_degradation(degradation)
+        self.colour: ColourFix = colour
+        self.tile = tile
+        self.budget = budget
+        self.shelf = Shelf(budget)
+        self.frames_seen = 0
+        with torch.inference_mode():
+            self._unet = network.unet_steps(timestep_of(self.degradation), prompt.to(network.device, network.dtype))
+            self._decoder = network.decoder_steps()
+        self._stream: Stream | None = None
+
+    @torch.inference_mode()
+    def upscale(self, frames: Sequence[Tensor], emit: range, *, first: int | None = None) -> Iterator[Restored]:
+        """Restore the frames in ``emit``, one by one in order, for :meth:`render`.
+
+        With :data:`REACH` frames of context on each side, or the end of the clip or scene, the results are those of
+        the whole clip to the bit. Fewer frames of context are cheaper and slightly different.
+
+        Args:
+            frames: a stretch of one scene, each ``(3, h, w)``, RGB in [0, 1].
+            emit: a range of indices into ``frames`` with step 1.
+            first: number of ``frames[0]`` in its clip. Given this, a call that goes on where the last one stopped
+                continues from the features that wait, so that playback sees each frame once; pixels are the same.
+        """
+        stream = self._resume(emit, len(frames), first) or Stream(self, first, max(emit.start - DECODER_REACH, 0))
+        self._stream = None
+        while stream.delivered < emit.stop:
+            restored = stream.advance(frames)
+            if restored is not None and stream.delivered > emit.start:
+                yield restored
+        if first is not None:
+            self._stream = stream
+
+    def _resume(self, emit: range, length: int, first: int | None) -> "Stream | None":
+        """The last call's stream, if a new one would give the same frames in ``emit`` after more work."""
+        stream = self._stream
+        if stream is None or first is None or stream.first is None:
+            return None
+        moved = first - stream.first
+        received = stream.received - moved
+        reaches = received == length if stream.ended else 0 <= received <= length
+        if not reaches or stream.delivered - moved != emit.start or (moved and emit.start < REACH):
+            return None
+        stream.move(moved)
+        return stream
+
+    @torch.inference_mode()
+    def render(self, restored: Restored, planes: Sequence[Tensor]) -> None:
+        """Fix the colours and write the frame.
+
+        Args:
+            restored: from :meth:`upscale`.
+            planes: R, G and B, each ``(4h, 4w)`` with any strides, type and device.
+        """
+        reference = upscale_bicubic(restored.frame.float())
+        fixed = fix_colour(restored.picture.float(), reference, self.colour)
+        for plane, channel in zip(planes, fixed[0], strict=True):
+            plane.copy_(channel)
+
+    def encode(self, frame: Tensor) -> Tensor:
+        """Latents ``(1, 4, h / 2, w / 2)``, sides rounded up, of a frame ``(1, 3, h, w)``."""
+        upscaled = upscale_bicubic(frame.float())
+        height, width = upscaled.shape[-2:]
+        padded = F.pad(upscaled, (0, -width % VAE_FACTOR, 0, -height % VAE_FACTOR), mode="reflect")
+        tiles = Tiles(
+            padded.shape[-2] // VAE_FACTOR,
+            padded.shape[-1] // VAE_FACTOR,
+            tile=ENCODER_TILE if self.tile else max(padded.shape),
+            overlap=ENCODER_OVERLAP,
+        )
+        return tiles.blend([self.network.encode(tile) for tile in tiles.cut(padded.to(self.network.dtype), VAE_FACTOR)])
+
+    def stages(self, height: int, width: int) -> tuple[TiledPipeline, TiledPipeline]:
+        """Fresh pipelines for latents of that size: to noise, and to pictures in [-1, 1]. What waited is forgotten."""
+        self.shelf = Shelf(self.budget)
+        return (
+            TiledPipeline(self._unet, self._tiles(height, width, 3), 1, self.shelf),
+            TiledPipeline(self._decoder, self._tiles(height, width, 6), VAE_FACTOR, self.shelf),
+        )
+
+    def _tiles(self, height: int, width: int, share: int) -> Tiles:
+        """Tiles that overlap by one ``share``-th: 32 and 16 for a tile of 96."""
+        tile = self.tile or max(height, width)
+        return Tiles(height, width, tile=tile, overlap=max(tile // share // 8 * 8, 8))
+
+
+class Stream:
+    """Frames of one scene in order; each comes out restored :data:`REACH` frames later.
+
+    Args:
+        upscaler: network and settings.
+        first: number of the first frame in its clip, if known.
+        skip: frames at the start that are not decoded.
+
+    Attributes:
+        received: frames pushed, counted from ``first``.
+        delivered: frames that came out, the skipped ones included.
+        ended: no frame comes any more.
+    """
+
+    def __init__(self, upscaler: Upscaler, first: int | None = None, skip: int = 0) -> None:
+        self.first = first
+        self.received = 0
+        self.delivered = skip
+        self.ended = False
+        self._upscaler = upscaler
+        self._skip = skip
+        self._stages: tuple[TiledPipeline, TiledPipeline] | None = None
+        self._frames: deque[Tensor] = deque()
+        self._latents: deque[Tensor] = deque()
+        self._rest: Iterator[Restored] = iter(())
+
+    def move(self, frames: int) -> None:
+        """Count from a frame that lies so many frames after ``first``."""
+        assert self.first is not None
+        self.first += frames
+        self.received -= frames
+        self.delivered -= frames
+
+    def advance(self, frames: Sequence[Tensor]) -> Restored | None:
+        """Push the next of ``frames``, which begin at ``first``; when they are over, take one more frame out."""
+        if self.received < len(frames):
+            return self.push(frames[self.received])
+        if not self.ended:
+            self.ended = True
+            self._rest = self.finish()
+        return next(self._rest)
+
+    def push(self, frame: Tensor) -> Restored | None:
+        """Take a frame ``(3, h, w)``, RGB in [0, 1]; gives an earlier one once there is one."""
+        batch = frame[None].to(self._upscaler.network.device)
+        latents = self._upscaler.encode(batch)
+        if self._stages is None:
+            self._stages = self._upscaler.stages(latents.shape[-2], latents.shape[-1])
+        self._frames.append(batch)
+        self._latents.append(latents)
+        self.received += 1
+        self._upscaler.frames_seen += 1
+        noise = self._stages[0].push(latents)
+        picture = None if noise is None else self._denoise(noise)
+        return None if picture is None else self._deliver(picture)
+
+    def finish(self) -> Iterator[Restored]:
+        """The frames still inside."""
+        if self._stages is None:
+            return
+        unet, decoder = self._stages
+        for noise in unet.finish():
+            picture = self._denoise(noise)
+            if picture is not None:
+                yield self._deliver(picture)
+        for picture in decoder.finish():
+            yield self._deliver(picture)
+
+    def _denoise(self, noise: Tensor) -> Tensor | None:
+        """One diffusion step for the oldest frame in the UNet, and its latents on to the decoder."""
+        latents = one_step(self._latents.popleft(), noise, self._upscaler.degradation)
+        if self._skip:
+            self._skip -= 1
+            self._frames.popleft()
+            return None
+        assert self._stages is not None
+        return self._stages[1].push(latents)
+
+    def _deliver(self, picture: Tensor) -> Restored:
+        self.delivered += 1
+        frame = self._frames.popleft()
+        height, width = (4 * side for side in frame.shape[-2:])
+        return Restored((picture[..., :height, :width].clamp(-1.0, 1.0) + 1.0) / 2.0, frame)
