@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from vsvsr.cli import doctor, upscale, weights
+from vsvsr.cli import demo, doctor, upscale, weights
 from vsvsr.errors import UserError
 
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -17,6 +17,7 @@ _commands = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _commands.add_typer(upscale.app)
+_commands.add_typer(demo.app)
 _commands.add_typer(doctor.app)
 _commands.add_typer(weights.app, name="weights")
 
