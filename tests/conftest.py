@@ -1,6 +1,7 @@
 """What every test may use."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import vapoursynth as vs
 
 from tests.clips import clip_path
-from vsvsr.models.fastreal import FastRealConfig, FastRealVSR, save_fastreal
+from vsvsr.models.fastreal import FastRealVSR, save_fastreal
+from vsvsr.models.fastreal.config import COMPACT
 
 
 @pytest.fixture
@@ -24,16 +26,7 @@ def core() -> Iterator[vs.Core]:
 def tiny_fastreal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A FastReal network small enough for hundreds of frames, whose state matters for its picture."""
     torch.manual_seed(7)
-    config = FastRealConfig(
-        channels=8,
-        rb1_blocks=1,
-        rb2_blocks=1,
-        head="single",
-        fast_sca=True,
-        key_channels=8,
-        flow_levels=3,
-        flow_reduction=2,
-    )
+    config = replace(COMPACT, channels=8, rb1_blocks=1, rb2_blocks=1, key_channels=8)
     network = FastRealVSR(config)
     for name, parameter in network.named_parameters():
         if name.startswith(("rb", "conv_last")):
