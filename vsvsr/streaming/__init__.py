@@ -1,7 +1,8 @@
 """When to run what: pure logic over frame numbers and opaque states, without torch and without VapourSynth."""
 
+from vsvsr.streaming.chunked import ChunkedSession, ChunkModel
 from vsvsr.streaming.recurrent import RecurrentModel, RecurrentSession
 from vsvsr.streaming.segments import Segments
 from vsvsr.streaming.session import Session, Source
 
-__all__ = ["RecurrentModel", "RecurrentSession", "Segments", "Session", "Source"]
+__all__ = ["ChunkModel", "ChunkedSession", "RecurrentModel", "RecurrentSession", "Segments", "Session", "Source"]

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vsvsr.streaming.segments import Segments
-from vsvsr.streaming.session import Source
+from vsvsr.streaming.session import CHUNK, Source
 from vsvsr.streaming.states import Moment, StateStore
 
-# Sources are asked for in small groups: few rounds, and few frames in memory at once.
-CHUNK = 8
 # A preview starts cold this many frames before the one that is looked at.
 PREVIEW_LEAD = 4
 

@@ -4,6 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+# Sources are asked for in small groups: few rounds, and few frames in memory at once.
+CHUNK = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Source[Frame]:

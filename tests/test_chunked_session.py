@@ -1,0 +1,166 @@
+"""The engine for models that look both ways, over a model whose results reveal which frames it saw."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from vsvsr.streaming import ChunkedSession, Source
+
+LENGTH, OVERLAP, FRAMES = 10, 3, 95
+
+
+class WitnessModel:
+    """The result of a frame is its own number and the first and the last frame of the stretch it was made in."""
+
+    def __init__(self) -> None:
+        self.made: Counter[int] = Counter()
+        self.fail_at: int | None = None
+
+    def read(self, frame: int) -> int:
+        return frame
+
+    def run(self, pictures: Sequence[int], emit: range, first: int) -> Iterator[tuple[int, int, int]]:
+        assert list(pictures) == list(range(first, first + len(pictures)))
+        for i in emit:
+            if pictures[i] == self.fail_at:
+                self.fail_at = None
+                raise RuntimeError("the model stumbled")
+            self.made[pictures[i]] += 1
+            yield pictures[i], pictures[0], pictures[-1]
+
+    def render(self, result: tuple[int, int, int], output: list[int]) -> None:
+        output[:] = result
+
+    def size(self, result: tuple[int, int, int]) -> int:
+        return 1000
+
+
+def witness(n: int, cuts: set[int]) -> list[int]:
+    """What frame ``n`` must have been made from, by the definition."""
+    start = n - n % LENGTH
+    first = max([start - OVERLAP, 0, *(cut for cut in cuts if cut <= n)])
+    last = min([start + LENGTH + OVERLAP, FRAMES, *(cut for cut in cuts if cut > n)])
+    return [n, first, last - 1]
+
+
+class Player:
+    """Plays requests as the native plugin does."""
+
+    def __init__(self, *, cuts: Sequence[int] = (), broken: Sequence[int] = (), budget: int = 100_000) -> None:
+        self.model = WitnessModel()
+        self.session: ChunkedSession[int, int, tuple[int, int, int], list[int]] = ChunkedSession(
+            self.model, frames=FRAMES, length=LENGTH, overlap=OVERLAP, budget=budget
+        )
+        self.cuts, self.broken = set(cuts), set(broken)
+        self.fetched: Counter[int] = Counter()
+
+    def get(self, n: int) -> list[int] | None:
+        sources = {n: Source(n, n in self.cuts)}
+        while missing := self.session.advance(n, {n}, sources):
+            assert len(missing) <= 8
+            if self.broken.intersection(missing):
+                self.session.failed(missing)
+                return None
+            self.fetched.update(missing)
+            sources = {i: Source(i, i in self.cuts) for i in {*missing, n}}
+        output: list[int] = []
+        assert self.session.render(n, output) is False
+        return output
+
+
+def test_linear_playback_makes_each_frame_once_and_fetches_each_source_once() -> None:
+    player = Player()
+    for n in range(FRAMES):
+        assert player.get(n) == witness(n, set())
+    counters = player.session.counters()
+    assert counters["steps"] == counters["renders"] == FRAMES
+    assert counters["warmup_steps"] == 9 * 2 * OVERLAP
+    assert counters["seeks"] == counters["replays"] == 0
+    assert set(player.model.made.values()) == {1}
+    assert max(player.fetched.values()) == 1
+
+
+@pytest.mark.parametrize("budget", [0, 3000, 100_000])
+def test_any_order_of_requests_gives_the_stretches_of_linear_playback(budget: int) -> None:
+    rng = random.Random(budget)
+    cuts = {9, 10, 33, 34, 57, 88}
+    player = Player(cuts=sorted(cuts), budget=budget)
+    position = 0
+    for _ in range(600):
+        position = (
+            rng.choice([position + 1, position - 1, position + rng.randint(-12, 12), rng.randrange(FRAMES)]) % FRAMES
+        )
+        assert player.get(position) == witness(position, cuts)
+
+
+def test_frames_late_at_the_border_of_two_chunks_cost_nothing() -> None:
+    player = Player(budget=0)
+    for n in (*range(8), 10, 9, 11, 8, 12):
+        assert player.get(n) == witness(n, set())
+    assert set(player.model.made.values()) == {1}
+
+
+def test_reversed_playback_makes_each_frame_once() -> None:
+    player = Player(budget=0)
+    for n in reversed(range(FRAMES)):
+        assert player.get(n) == witness(n, set())
+    assert set(player.model.made.values()) == {1}
+
+
+def test_rendered_results_are_forgotten_beyond_the_budget_and_made_again_when_asked_for() -> None:
+    player = Player(budget=0)
+    for n in range(6):
+        player.get(n)
+    assert player.get(2) == witness(2, set())
+    assert player.model.made[2] == 2
+    assert player.session.counters()["replays"] == 1
+
+
+def test_results_within_the_budget_are_rendered_again_without_the_network() -> None:
+    player = Player()
+    for n in (*range(6), 2):
+        player.get(n)
+    assert set(player.model.made.values()) == {1}
+
+
+def test_a_cut_ends_the_context_on_both_sides() -> None:
+    player = Player(cuts=(12,))
+    assert player.get(9) == [9, 0, 11]
+    assert player.get(11) == [11, 7, 11]
+    assert player.get(12) == [12, 12, 22]
+
+
+def test_cuts_count_for_nothing_when_scene_changes_are_ignored() -> None:
+    model = WitnessModel()
+    session = ChunkedSession(model, frames=30, length=10, overlap=0, budget=0, scene_change=False)
+    sources = {i: Source(i, cut=True) for i in range(10)}
+    assert session.advance(4, {4}, sources) == []
+    output: list[int] = []
+    session.render(4, output)
+    assert output == [4, 0, 9]
+
+
+def test_a_frame_that_cannot_be_had_ends_the_context_on_both_sides() -> None:
+    player = Player(broken=(15,))
+    answers = [player.get(12) for _ in range(3)]
+    assert answers == [None, None, [12, 7, 14]]
+    assert player.get(16) == [16, 16, 22]
+
+
+def test_a_failure_of_the_model_leaves_the_session_usable() -> None:
+    player = Player()
+    player.model.fail_at = 4
+    with pytest.raises(RuntimeError, match="the model stumbled"):
+        player.get(5)
+    assert player.get(5) == witness(5, set())
+
+
+def test_no_more_than_two_chunks_are_kept() -> None:
+    player = Player(budget=10**9)
+    for n in range(0, FRAMES, 4):
+        player.get(n)
+        assert len(player.session._chunks) <= 2
+        assert len(player.session._rendered) <= 2 * LENGTH
+        assert len(player.session._pictures) <= LENGTH + 2 * OVERLAP

@@ -1,0 +1,195 @@
+"""Streaming of models that look both ways: chunks on a fixed grid, with context on both sides."""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from vsvsr.streaming.session import CHUNK, Source
+
+# A reader that is late at the border of two chunks, or two readers in turns, need two of them.
+KEPT_CHUNKS = 2
+
+
+class ChunkModel[Frame, Picture, Result, Output](Protocol):
+    """A network that sees a stretch of frames at once."""
+
+    def read(self, frame: Frame) -> Picture:
+        """A copy of a frame that outlives it."""
+        ...
+
+    def run(self, pictures: Sequence[Picture], emit: range, first: int) -> Iterator[Result]:
+        """Results for the pictures in ``emit``, one by one; the others are context.
+
+        Args:
+            pictures: the stretch.
+            emit: indices into ``pictures``.
+            first: number of the first picture in the clip.
+        """
+        ...
+
+    def render(self, result: Result, output: Output) -> None:
+        """Write the picture that ``result`` stands for."""
+        ...
+
+    def size(self, result: Result) -> int:
+        """Bytes that ``result`` takes."""
+        ...
+
+
+@dataclass(slots=True)
+class _Chunk[Result]:
+    """Frames ``emit`` of the clip: what is still to come, and what was made and is kept."""
+
+    emit: range
+    remaining: Iterator[Result]
+    made: int = 0
+    results: dict[int, Result] = field(default_factory=dict)
+
+
+class ChunkedSession[Frame, Picture, Result, Output]:
+    """Runs chunk ``n // length`` for frame n, with ``overlap`` frames of context on both sides.
+
+    A chunk, and its context, end at a scene cut and at a frame that cannot be had. So frame n is a function of the clip
+    and the arguments alone. Results are kept until they are rendered, and beyond that within the budget.
+
+    Args:
+        model: the network.
+        frames: length of the clip.
+        length: frames of a chunk.
+        overlap: frames of context before and after.
+        budget: bytes for results that have been rendered.
+        scene_change: end chunks at frames marked as the start of a scene.
+    """
+
+    def __init__(
+        self,
+        model: ChunkModel[Frame, Picture, Result, Output],
+        *,
+        frames: int,
+        length: int,
+        overlap: int,
+        budget: int,
+        scene_change: bool = True,
+    ) -> None:
+        self._model = model
+        self._frames = frames
+        self._length = length
+        self._overlap = overlap
+        self._budget = budget
+        self._scene_change = scene_change
+        self._chunks: OrderedDict[int, _Chunk[Result]] = OrderedDict()
+        self._rendered: OrderedDict[int, int] = OrderedDict()
+        self._pictures: dict[int, tuple[Picture, bool]] = {}
+        self._broken: set[int] = set()
+        self._suspects: set[int] = set()
+        self._last: range | None = None
+        self._counters = dict.fromkeys(("steps", "warmup_steps", "renders", "seeks", "replays"), 0)
+
+    def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[Frame]]) -> list[int]:
+        """See `Session.advance`."""
+        chunk = self._find(n)
+        if chunk is None:
+            missing = self._gather(n, sources)
+            if missing:
+                return missing
+            chunk = self._open(n)
+        try:
+            while chunk.emit.start + chunk.made <= n:
+                chunk.results[chunk.emit.start + chunk.made] = next(chunk.remaining)
+                chunk.made += 1
+                self._counters["steps"] += 1
+        except BaseException:
+            del self._chunks[chunk.emit.start]
+            raise
+        return []
+
+    def render(self, n: int, output: Output) -> bool:
+        """See `Session.render`. Chunks are never approximate."""
+        chunk = self._find(n)
+        if chunk is None or n not in chunk.results:
+            raise RuntimeError(f"frame {n} was asked for before it was ready")
+        self._model.render(chunk.results[n], output)
+        self._counters["renders"] += 1
+        self._rendered[n] = self._model.size(chunk.results[n])
+        self._rendered.move_to_end(n)
+        self._trim()
+        return False
+
+    def failed(self, frames: Sequence[int]) -> None:
+        """See `Session.failed`. A single frame is known to be broken from now on; several are tried one by one."""
+        (self._broken if len(frames) == 1 else self._suspects).update(frames)
+
+    def counters(self) -> dict[str, int]:
+        """See `Session.counters`.
+
+        ``steps`` counts the frames made and ``warmup_steps`` those seen as context, ``renders`` the pictures, ``seeks``
+        the chunks that did not follow the one before, ``replays`` those run again for results that were forgotten.
+        """
+        return dict(self._counters)
+
+    def _find(self, n: int) -> _Chunk[Result] | None:
+        """The kept chunk that holds frame ``n``, or can still make it."""
+        for chunk in self._chunks.values():
+            if n in chunk.emit and (n in chunk.results or n >= chunk.emit.start + chunk.made):
+                self._chunks.move_to_end(chunk.emit.start)
+                return chunk
+        return None
+
+    def _grid(self, n: int) -> tuple[range, range]:
+        """The grid's chunk of frame ``n`` without and with its context, cuts left out of account."""
+        start = n - n % self._length
+        stop = min(start + self._length, self._frames)
+        return range(start, stop), range(max(start - self._overlap, 0), min(stop + self._overlap, self._frames))
+
+    def _gather(self, n: int, sources: Mapping[int, Source[Frame]]) -> list[int]:
+        """Keep what came; which frames of the chunk and its context are missing, the first few of them."""
+        _, stretch = self._grid(n)
+        self._pictures = {i: picture for i, picture in self._pictures.items() if i in stretch}
+        for i, source in sources.items():
+            if i in stretch and i not in self._pictures:
+                self._pictures[i] = (self._model.read(source.frame), source.cut and self._scene_change)
+        missing = [i for i in stretch if i not in self._pictures and (i not in self._broken or i == n)]
+        suspects = [i for i in missing if i in self._suspects]
+        return suspects[:1] or missing[:CHUNK]
+
+    def _open(self, n: int) -> _Chunk[Result]:
+        grid, stretch = self._grid(n)
+        starts = [i for i in stretch if i <= n and (i - 1 in self._broken or self._starts_scene(i))]
+        stops = [i for i in stretch if i > n and (i in self._broken or self._starts_scene(i))]
+        first, last = max([stretch.start, *starts]), min([stretch.stop, *stops])
+        emit = range(max(grid.start, first), min(grid.stop, last))
+        pictures = [self._pictures[i][0] for i in range(first, last)]
+        chunk = _Chunk(emit, self._model.run(pictures, range(emit.start - first, emit.stop - first), first))
+        self._count(emit, len(pictures), again=self._chunks.pop(emit.start, None) is not None)
+        self._chunks[emit.start] = chunk
+        while len(self._chunks) > KEPT_CHUNKS:
+            self._chunks.popitem(last=False)
+        return chunk
+
+    def _starts_scene(self, n: int) -> bool:
+        return n in self._pictures and self._pictures[n][1]
+
+    def _count(self, emit: range, seen: int, *, again: bool) -> None:
+        self._counters["warmup_steps"] += seen - len(emit)
+        self._counters["replays"] += again
+        self._counters["seeks"] += again or not self._continues(emit)
+        self._last = emit
+
+    def _continues(self, emit: range) -> bool:
+        """Whether a chunk goes on with playback; parts of a chunk that a cut divides may come in any order."""
+        if self._last is None:
+            return emit.start < self._length
+        return 0 <= emit.start // self._length - self._last.start // self._length <= 1
+
+    def _trim(self) -> None:
+        """Forget the results rendered longest ago, until those that were rendered fit into the budget."""
+        kept = {n for chunk in self._chunks.values() for n in chunk.results}
+        for n in [n for n in self._rendered if n not in kept]:
+            del self._rendered[n]
+        used = sum(self._rendered.values())
+        while used > self._budget and len(self._rendered) > 1:
+            n, size = self._rendered.popitem(last=False)
+            used -= size
+            for chunk in self._chunks.values():
+                chunk.results.pop(n, None)
