@@ -97,7 +97,10 @@ def _decode(path: Path, on_index: Callable[[int], None]) -> tuple[vs.VideoNode, 
         log.removeHandler(handler)
         log.setLevel(level)
         log.propagate = propagate
-    return opened["clip"], opened["timestamps"], Fraction(opened["timebasenum"], opened["timebaseden"])
+    stamps = opened["timestamps"]
+    if isinstance(stamps, int):  # a map with one value in it comes as that value
+        stamps = [stamps]
+    return opened["clip"], stamps, Fraction(opened["timebasenum"], opened["timebaseden"])
 
 
 def _timestamps(stamps: list[int], time_base: Fraction, rate: Fraction, count: int) -> list[int]:

@@ -1,0 +1,289 @@
+"""The command line on real files: real ffmpeg, real core, the native plugin, a very small network."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import vapoursynth as vs
+
+from tests.clips import clip_path
+from vsvsr.cli.app import app
+from vsvsr.cli.encoder import find_ffmpeg
+from vsvsr.cli.source import open_video
+
+TAGGED = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=limited"
+
+
+def ffmpeg(*arguments: str | Path) -> str:
+    command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def small(path: Path, *, vf: str = "null", options: tuple[str, ...] = (), frames: int = 8) -> Path:
+    """A small piece of a real film, with its sound, as ``path``."""
+    film = clip_path("bigbuckbunny.mp4")
+    video = ("-vf", f"scale=64:36,{vf}", "-fps_mode", "vfr", "-frames:v", str(frames))
+    ffmpeg("-t", str(frames / 12), "-i", film, *video, "-c:v", "libx264", "-c:a", "copy", *options, path)
+    return path
+
+
+def decode(path: Path) -> tuple[vs.VideoNode, list[Fraction]]:
+    """The frames of a file as they are in it, and their timestamps in seconds."""
+    opened = vs.core.bs.VideoSource(str(path), cachemode=0, exporttimestamps=1)
+    return opened["clip"], [Fraction(t * opened["timebasenum"], opened["timebaseden"]) for t in opened["timestamps"]]
+
+
+def tags(clip: vs.VideoNode) -> dict[str, int]:
+    props = clip.get_frame(0).props
+    names = ("_Matrix", "_Transfer", "_Primaries", "_Range", "_ChromaLocation")
+    return {name: int(props[name]) for name in names if name in props}
+
+
+def planes(clip: vs.VideoNode) -> list[list[np.ndarray]]:
+    return [[np.asarray(frame[plane]).copy() for plane in range(clip.format.num_planes)] for frame in clip.frames()]
+
+
+def packets(path: Path) -> dict[int, list[tuple[Fraction, int, str]]]:
+    """Of every stream: time in seconds, size and checksum of each packet, in the order of time."""
+    text = ffmpeg("-copyts", "-i", path, "-map", "0", "-c", "copy", "-f", "framecrc", "-").splitlines()
+    units = {int(line[4]): Fraction(line.split(": ")[1]) for line in text if line.startswith("#tb")}
+    rows = [[cell.strip() for cell in line.split(",")] for line in text if not line.startswith("#")]
+    found: dict[int, list[tuple[Fraction, int, str]]] = {stream: [] for stream in units}
+    for stream, _, pts, _, size, checksum, *_ in rows:
+        found[int(stream)].append((int(pts) * units[int(stream)], int(size), checksum))
+    return {stream: sorted(of_stream) for stream, of_stream in found.items()}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["vsvsr", *map(str, arguments)])
+    return app()
+
+
+def test_a_video_comes_out_four_times_as_large_with_its_sound_its_times_and_its_colours(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = small(tmp_path / "in.mp4", vf=TAGGED)
+    target = tmp_path / "out.mp4"
+    assert run(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal) == 0
+    before, times = decode(source)
+    after, new_times = decode(target)
+    assert (after.width, after.height, after.num_frames) == (256, 144, 8)
+    assert after.format.id == before.format.id
+    assert new_times == times
+    assert tags(after) == tags(before) == {
+        "_Matrix": 1, "_Transfer": 1, "_Primaries": 1, "_Range": 0, "_ChromaLocation": 0,
+    }  # fmt: skip
+    assert packets(target)[1] == packets(source)[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("vf", "matrix", "transfer", "full_range"),
+    [
+        (f"{TAGGED},format=yuv420p", 1, 1, 0),
+        ("format=yuv420p,setparams=colorspace=smpte170m:color_trc=smpte170m:range=limited", 6, 6, 0),
+        ("scale=out_range=full,format=yuvj420p,setparams=colorspace=bt470bg", 5, 2, 1),
+        (f"{TAGGED},format=yuv444p", 1, 1, 0),
+        (f"{TAGGED},format=yuv422p10", 1, 1, 0),
+        ("format=yuv420p10,setparams=colorspace=bt2020nc:color_primaries=bt2020:color_trc=smpte2084", 9, 16, 0),
+        ("format=gray,setparams=colorspace=bt709", 1, 2, 1),
+    ],
+)
+def test_the_pixels_are_those_of_the_filter_between_two_conversions(
+    tmp_path: Path,
+    tiny_fastreal: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vf: str,
+    matrix: int,
+    transfer: int,
+    full_range: int,
+) -> None:
+    source = small(tmp_path / "in.mkv", vf=vf, frames=3)
+    target = tmp_path / "out.mkv"
+    lossless = ("--encoder-option", "x264-params=qp=0")
+    assert run(monkeypatch, "upscale", source, target, *lossless, "--model-path", tiny_fastreal) == 0
+    decoded, _ = decode(source)
+    rgb = decoded.resize.Bicubic(format=vs.RGBS, matrix_in=matrix, range_in_s="full" if full_range else "limited")
+    larger = vs.core.vsvsr.FastReal(rgb, model_path=str(tiny_fastreal))
+    expected = larger.resize.Bicubic(
+        format=decoded.format.id, matrix=matrix, range_s="full" if full_range else "limited"
+    )
+    result, _ = decode(target)
+    assert result.format.id == decoded.format.id
+    for got, wanted in zip(planes(result), planes(expected), strict=True):
+        for plane, reference in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(plane, reference)
+    written = tags(result)
+    assert (written["_Matrix"], written["_Transfer"], written["_Range"]) == (matrix, transfer, full_range)
+
+
+def test_timestamps_of_a_variable_frame_rate_are_kept(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = small(tmp_path / "in.mp4", vf="select='not(eq(mod(n,3),1))'")
+    _, times = decode(source)
+    assert {after - before for before, after in itertools.pairwise(times)} == {
+        Fraction(1, 25),
+        Fraction(2, 25),
+    }
+    for name in ("out.mp4", "out.mkv"):
+        assert run(monkeypatch, "upscale", source, tmp_path / name, "--model-path", tiny_fastreal) == 0
+        assert decode(tmp_path / name)[1] == times
+
+
+def test_sound_and_picture_stay_together_when_a_file_does_not_begin_at_zero(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = small(tmp_path / "in.ts", vf="setpts=PTS+0.2/TB")
+    target = tmp_path / "out.mkv"
+    assert run(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal) == 0
+    before, after = packets(source), packets(target)
+    assert before[0][0][0] > 1  # MPEG-TS begins late
+    offsets = [streams[0][0][0] - streams[1][0][0] for streams in (before, after)]
+    assert abs(offsets[1] - offsets[0]) <= Fraction(1, 1000)  # Matroska counts milliseconds
+    assert offsets[0] > Fraction(1, 10)
+
+
+def test_a_part_has_the_pixels_of_the_whole(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = small(tmp_path / "in.mp4")
+    same = ("--encoder", "ffv1", "--model-path", tiny_fastreal)
+    assert run(monkeypatch, "upscale", source, tmp_path / "whole.mkv", *same) == 0
+    assert run(monkeypatch, "upscale", source, tmp_path / "part.mkv", *same, "--start", "3", "--end", "6") == 0
+    whole, part = planes(decode(tmp_path / "whole.mkv")[0]), planes(decode(tmp_path / "part.mkv")[0])
+    assert len(part) == 3
+    for got, wanted in zip(part, whole[3:6], strict=True):
+        for plane, reference in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(plane, reference)
+
+
+@pytest.mark.parametrize(("size", "matrix"), [("720:576", 6), ("1024:576", 6), ("1280:720", 1), ("640:640", 1)])
+def test_untagged_video_is_read_as_players_read_it(tmp_path: Path, size: str, matrix: int) -> None:
+    source = small(tmp_path / "in.mp4", vf=f"scale={size}", frames=1)
+    assert open_video(source, lambda _: None).colour.matrix == matrix
+
+
+def test_rgb_becomes_what_every_player_shows(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "in.gif"
+    ffmpeg("-i", clip_path("bigbuckbunny.mp4"), "-vf", "scale=64:36", "-frames:v", "3", source)
+    target = tmp_path / "out.mp4"
+    assert run(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal) == 0
+    after, _ = decode(target)
+    assert after.format.id == vs.YUV420P8
+    assert (tags(after)["_Matrix"], tags(after)["_Range"]) == (1, 0)
+
+
+def test_aspect_ratio_is_kept(tmp_path: Path, tiny_fastreal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = small(tmp_path / "in.mp4", vf="setsar=16/11", frames=2)
+    assert run(monkeypatch, "upscale", source, tmp_path / "out.mp4", "--model-path", tiny_fastreal) == 0
+    props = decode(tmp_path / "out.mp4")[0].get_frame(0).props
+    assert (props["_SARNum"], props["_SARDen"]) == (16, 11)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_nothing_behind(
+    tmp_path: Path, tiny_fastreal: Path, sent: signal.Signals, code: int
+) -> None:
+    source = small(tmp_path / "in.mp4", vf="scale=160:90", frames=100)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    arguments = ["upscale", source, folder / "out.mp4", "--model-path", tiny_fastreal]
+    process = subprocess.Popen([sys.executable, "-m", "vsvsr.cli", *arguments], stderr=subprocess.PIPE, text=True)
+    while not any(folder.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said == ("vsvsr: interrupted\n" if sent == signal.SIGINT else "")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        ("missing.mp4 out.mp4", 1, "missing.mp4 is not a file"),
+        ("text.mp4 out.mp4", 1, "text.mp4 holds no video that can be read: Couldn't open '"),
+        ("sound.wav out.mp4", 1, "sound.wav holds no video that can be read: Invalid track index"),
+        (
+            "interlaced.mkv out.mp4",
+            1,
+            "interlaced.mkv is interlaced; deinterlace it first: ffmpeg -i interlaced.mkv -vf bwdif DEINTERLACED.mkv",
+        ),
+        ("in.mp4 in.mp4", 1, "in.mp4 is the input; choose another name"),
+        ("in.mp4 text.mp4", 1, "text.mp4 exists; choose another name or give --overwrite"),
+        ("in.mp4 nowhere/out.mp4", 1, "nowhere/out.mp4: there is no folder nowhere"),
+        ("in.mp4 out.mp4 --encoder nonsense", 1, "out.mp4: Unknown encoder 'nonsense'"),
+        ("in.mp4 out.mp4 --model nonsense", 1, "FastReal: "),
+        ("in.mp4 out.mp4 --filter Bicubic", 2, "--filter Bicubic: the filters are FastReal"),
+        ("in.mp4 out.mp4 --arg sharpness=1", 2, "sharpness=1: the arguments of FastReal are model, model_path, "),
+        ("in.mp4 out.mp4 --arg segment", 2, "segment: write key=value"),
+        ("in.mp4 out.mp4 --arg warmup=few", 2, "warmup=few: 'few' is not a whole number"),
+        ("in.mp4 out.mp4 --tile 64x64", 2, "tile=64x64: '64x64' is not a whole number or several, separated by commas"),
+        ("in.mp4 out.mp4 --start 2", 2, "frames 2 to 2: in.mp4 has 2"),
+        ("in.mp4 out.mp4 --crf best", 2, "Invalid value for '--crf': "),
+        ("in.mp4 out.mp4 --nonsense", 2, "No such option: --nonsense"),
+        ("in.mp4", 2, "Missing argument 'OUT'."),
+    ],
+)
+def test_what_cannot_work_is_said_in_one_line(
+    tmp_path: Path,
+    tiny_fastreal: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    code: int,
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    small(Path("in.mp4"), frames=2)
+    Path("text.mp4").write_text("not a film")
+    if "sound" in arguments:
+        ffmpeg("-i", clip_path("bigbuckbunny.mp4"), "-vn", "-t", "0.1", "sound.wav")
+    if "interlaced" in arguments:
+        small(Path("interlaced.mkv"), vf="scale=64:64,setfield=tff", options=("-flags", "+ilme+ildct"), frames=2)
+    present = sorted(tmp_path.iterdir())
+    extra = () if "--model" in arguments else ("--model-path", tiny_fastreal)
+    assert run(monkeypatch, "upscale", *arguments.split(), *extra) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"vsvsr: {line}")
+    assert said.err.count("\n") == 1
+    assert sorted(tmp_path.iterdir()) == present
+
+
+def test_the_doctor_finds_a_sound_installation_sound(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(monkeypatch, "doctor")
+    report = capsys.readouterr().out
+    assert code == 0, report
+    for subject in ("python", "vapoursynth", "torch", "plugin", "source filter", "vspipe", "ffmpeg"):
+        assert f"\nok   {subject} " in f"\n{report}"
+
+
+def test_the_doctor_names_what_is_broken_and_what_mends_it(tmp_path: Path) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.99: no such file')\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "vsvsr.cli", "doctor"]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert told.returncode == 1
+    lines = [line.split(maxsplit=1) for line in told.stdout.splitlines()]
+    bad = [(line[1], after[1]) for line, after in itertools.pairwise(lines) if line[0] == "BAD"]
+    assert [(state.split()[0], remedy) for state, remedy in bad] == [
+        ("torch", "pip install --force-reinstall torch"),
+        ("plugin", "pip install --force-reinstall --no-deps vsvsr (once torch is ok)"),
+        ("vspipe", "vapoursynth config"),
+    ]
+    assert "libcudart.so.99: no such file" in bad[0][0]
