@@ -1,0 +1,469 @@
+"""UltraVSR: a one-step generator trained with pixel, perceptual, temporal GAN and joint distillation losses.
+
+``python -m vsvsr.training.ultra DATA RUN`` trains the tiny configuration from nothing on the clips of
+``python -m vsvsr.training build``: autoencoder, denoiser, then the generator.
+"""
+
+import argparse
+import copy
+import csv
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vsvsr.errors import UserError
+from vsvsr.models.ultra import TINY, UltraConfig, UltraVSR, build
+from vsvsr.models.ultra.files import save_compact
+from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, vae_targets
+from vsvsr.models.ultra.network import run_whole, upscale_bicubic
+from vsvsr.models.ultra.schedule import STEPS, alphas_cumprod, clamp_degradation, one_step, timestep_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class UltraTrainConfig:
+    """Settings of the generator's training.
+
+    Attributes:
+        degradation: d of the training clips.
+        rank: of the adapters.
+        learning_rate: of every optimiser.
+        mse: weight of the pixel loss.
+        perceptual: weight of the perceptual loss.
+        distillation: weight of the spatio-temporal joint distillation.
+        consistency: weight of its temporal part.
+        gan: weight of the temporal critic's opinion.
+        guidance: classifier-free guidance of the real regulariser, where a negative prompt is given.
+        critic_width: channels of the critic's first layer.
+    """
+
+    degradation: float = 0.5
+    rank: int = 4
+    learning_rate: float = 5e-5
+    mse: float = 1.0
+    perceptual: float = 2.0
+    distillation: float = 1.0
+    consistency: float = 0.5
+    gan: float = 0.1
+    guidance: float = 7.5
+    critic_width: int = 64
+
+
+class TemporalCritic(nn.Module):
+    """Temporal patch critic: six 3D convolutions 3x5x5 with stride 1x2x2, spectral norm on all but the last.
+
+    Clips ``(n, 3, t, h, w)`` in [-1, 1] to opinions ``(n, 4 * width, t', h', w')``; high means real.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width, 4 * width, 4 * width)
+        layers: list[nn.Module] = []
+        for place in range(5):
+            conv = nn.Conv3d(
+                widths[place],
+                widths[place + 1],
+                (3, 5, 5),
+                stride=(1, 2, 2),
+                padding=(1, 2, 2) if place else 1,
+                bias=False,
+            )
+            layers += [nn.utils.parametrizations.spectral_norm(conv), nn.LeakyReLU(0.2)]
+        layers.append(nn.Conv3d(widths[-1], widths[-1], (3, 5, 5), stride=(1, 2, 2), padding=(1, 2, 2)))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.layers(clips)  # type: ignore[no-any-return]
+
+
+class Perceptual(nn.Module):
+    """L1 distance of VGG19 features before the ReLU of conv1_2, 2_2, 3_4, 4_4 and 5_4, weighted 0.1, 0.1, 1, 1, 1.
+
+    Args:
+        weights: torchvision's state dict of VGG19 (``features.*``), a local file.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)
+    _WEIGHTS: dict[int, float] = {2: 0.1, 7: 0.1, 16: 1.0, 25: 1.0, 34: 1.0}  # noqa: RUF012  # a constant
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        if not weights.is_file():
+            raise UserError(f"no VGG19 weights at {weights}; give torchvision's vgg19 file for the perceptual loss")
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width in self._WIDTHS:
+            if width:
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+                inputs = width
+            else:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers[:-1])
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        wanted = self.state_dict().keys()
+        if missing := sorted(wanted - state.keys()):
+            raise UserError(f"{weights} lacks {missing[0]}; give torchvision's vgg19 file for the perceptual loss")
+        self.load_state_dict({name: state[name] for name in wanted})
+        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, pictures: Tensor, truth: Tensor) -> Tensor:
+        """Both RGB in [0, 1], ``(t, 3, h, w)``; a scalar."""
+        x, y = ((images - self.mean) / self.std for images in (pictures, truth))
+        loss: Tensor = torch.zeros((), device=pictures.device)
+        for place, layer in enumerate(self.features):
+            x, y = layer(x), layer(y)
+            if place in self._WEIGHTS:
+                loss += self._WEIGHTS[place] * F.l1_loss(x, y)
+        return loss
+
+
+def distillation_loss(latents: Tensor, real: Tensor, fake: Tensor, consistency: float) -> Tensor:
+    """Spatio-temporal joint distillation: a loss whose gradient moves ``latents`` from the fakes to the real clips.
+
+    With ``w = 1 / mean|z - x_real|`` the frames move along ``w (x_fake - x_real)`` and their differences along the
+    differences of it. The predictions are clean latents, for which fake minus real is the direction that descends
+    (for noise predictions, as the paper prints it, it is real minus fake).
+
+    Args:
+        latents: the generator's, ``(t, 4, h, w)``.
+        real: clean latents predicted from noised ``latents`` by the regulariser of real clips.
+        fake: the same by that of the generator's clips.
+        consistency: weight of the differences.
+    """
+    weight = 1.0 / (latents - real).abs().mean().clamp_min(1e-6)
+    gradient = (weight * (fake - real)).detach()
+    loss = F.mse_loss(latents, (latents - gradient).detach())
+    change, gradient = latents[:-1] - latents[1:], gradient[:-1] - gradient[1:]
+    return loss + consistency * F.mse_loss(change, (change - gradient).detach())
+
+
+def add_noise(latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    """``sqrt(alpha_bar) z + sqrt(1 - alpha_bar) noise``."""
+    alpha = float(alphas_cumprod()[timestep])
+    return math.sqrt(alpha) * latents + math.sqrt(1.0 - alpha) * noise
+
+
+def predict_clean(noisy: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    """The inverse of :func:`add_noise` for estimated noise."""
+    return one_step(noisy, noise, math.sqrt(float(alphas_cumprod()[timestep])))
+
+
+def denoising_loss(network: UltraVSR, latents: Tensor, prompt: Tensor, rng: torch.Generator) -> Tensor:
+    """Mean squared error of the noise estimate for one clip ``(t, 4, h, w)`` at a random time step."""
+    timestep = int(torch.randint(0, STEPS, (), generator=rng))
+    noise = torch.randn(latents.shape, generator=rng)
+    estimate = run_whole(network.unet_steps(timestep, prompt), add_noise(latents, noise, timestep))
+    return F.mse_loss(estimate, noise)
+
+
+class UltraTrainer:
+    """Trains a generator against two temporally regularised UNets and a temporal critic.
+
+    Trainable are the generator's adapters, first convolution and temporal shift modules; the real regulariser's
+    temporal shift modules; the fake one's adapters and temporal shift modules; the critic.
+
+    Args:
+        base: UNet and autoencoder that the generator starts from; becomes the real regulariser.
+        config: settings.
+        prompt: text embedding of the clips, ``(1, tokens, width)``.
+        negative: text embedding of what the pictures shall not be, for guidance.
+        perceptual: perceptual loss, None to go without.
+    """
+
+    def __init__(
+        self,
+        base: UltraVSR,
+        config: UltraTrainConfig,
+        *,
+        prompt: Tensor,
+        negative: Tensor | None = None,
+        perceptual: Perceptual | None = None,
+    ) -> None:
+        self.config, self.prompt, self.negative, self.perceptual = config, prompt, negative, perceptual
+        self.degradation = clamp_degradation(config.degradation)
+        base.requires_grad_(False)
+        self.generator, self.fake, self.real = copy.deepcopy(base), copy.deepcopy(base), base
+        add_adapters(self.generator.unet, unet_targets(self.generator.unet), config.rank)
+        add_adapters(self.generator.vae, vae_targets(self.generator.vae), config.rank)
+        add_adapters(self.fake.unet, unet_targets(self.fake.unet), config.rank)
+        self.generator.unet.conv_in.base_layer.requires_grad_(True)
+        for network in (self.generator, self.fake, self.real):
+            network.unet_down_rts.requires_grad_(True)
+            network.unet_up_rts.requires_grad_(True)
+        self.generator.decoder_up_rts.requires_grad_(True)
+        self.critic = TemporalCritic(config.critic_width)
+        self._optimisers = {
+            name: torch.optim.Adam(
+                [p for p in module.parameters() if p.requires_grad], lr=config.learning_rate, betas=(0.9, 0.99)
+            )
+            for name, module in (
+                ("generator", self.generator),
+                ("fake", self.fake),
+                ("real", self.real),
+                ("critic", self.critic),
+            )
+        }
+
+    def generate(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and pictures in [-1, 1] of a clip ``(t, 3, h, w)`` in [0, 1]; sides multiples of 2."""
+        latents = self.generator.encode(upscale_bicubic(frames))
+        noise = run_whole(self.generator.unet_steps(timestep_of(self.degradation), self.prompt), latents)
+        latents = one_step(latents, noise, self.degradation)
+        return latents, run_whole(self.generator.decoder_steps(), latents)
+
+    def step(self, frames: Tensor, truth: Tensor, rng: torch.Generator) -> dict[str, float]:
+        """One update of all networks.
+
+        Args:
+            frames: a clip ``(t, 3, h, w)``, RGB in [0, 1].
+            truth: ``(t, 3, 4h, 4w)``.
+            rng: of noise and time steps.
+
+        Returns:
+            The losses by name, unweighted.
+        """
+        latents, pictures = self.generate(frames)
+        target = truth * 2.0 - 1.0
+        real, fake = (_as_clip(clip) for clip in (target, pictures))
+        losses = {
+            "mse": F.mse_loss(pictures, target),
+            "distillation": self._distillation(latents, rng),
+            "gan": -self.critic(fake).mean(),
+        }
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual((pictures + 1.0) / 2.0, truth)
+        weighted = sum((getattr(self.config, name) * loss for name, loss in losses.items()), latents.new_zeros(()))
+        self._update("generator", weighted)
+        losses["critic"] = F.relu(1.0 - self.critic(real)).mean() + F.relu(1.0 + self.critic(fake.detach())).mean()
+        self._update("critic", losses["critic"])
+        losses["fake"] = denoising_loss(self.fake, latents.detach(), self.prompt, rng)
+        self._update("fake", losses["fake"])
+        with torch.no_grad():
+            clean = self.real.encode(truth)
+        losses["real"] = denoising_loss(self.real, clean, self.prompt, rng)
+        self._update("real", losses["real"])
+        return {name: float(loss.detach()) for name, loss in losses.items()}
+
+    def _distillation(self, latents: Tensor, rng: torch.Generator) -> Tensor:
+        timestep = int(torch.randint(20, STEPS - 20, (), generator=rng))
+        with torch.no_grad():
+            noisy = add_noise(latents, torch.randn(latents.shape, generator=rng), timestep)
+            real = self._estimate(self.real, noisy, timestep, self.prompt)
+            if self.negative is not None:
+                avoided = self._estimate(self.real, noisy, timestep, self.negative)
+                real = avoided + self.config.guidance * (real - avoided)
+            fake = self._estimate(self.fake, noisy, timestep, self.prompt)
+        clean_real, clean_fake = (predict_clean(noisy, noise, timestep) for noise in (real, fake))
+        return distillation_loss(latents, clean_real, clean_fake, self.config.consistency)
+
+    @staticmethod
+    def _estimate(network: UltraVSR, noisy: Tensor, timestep: int, prompt: Tensor) -> Tensor:
+        return run_whole(network.unet_steps(timestep, prompt), noisy)
+
+    def _update(self, name: str, loss: Tensor) -> None:
+        optimiser = self._optimisers[name]
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    def finished(self) -> UltraVSR:
+        """A copy of the generator for inference, adapters merged."""
+        network = copy.deepcopy(self.generator)
+        merge_adapters(network.unet)
+        merge_adapters(network.vae)
+        return network.eval().requires_grad_(False)
+
+
+def _as_clip(frames: Tensor) -> Tensor:
+    """``(t, c, h, w)`` to ``(1, c, t, h, w)``."""
+    return frames.transpose(0, 1)[None]
+
+
+class Clips:
+    """Random crops of what `vsvsr.training.dataset.build_dataset` wrote, without flow.
+
+    Args:
+        folder: of clips.
+        frames: length of a crop.
+        crop: height and width of its low-resolution frames.
+    """
+
+    def __init__(self, folder: Path, *, frames: int, crop: int) -> None:
+        self.folders = sorted(path.parent for path in folder.glob("*/clip.json"))
+        if not self.folders:
+            raise UserError(f"no training clips in {folder}; make some with: python -m vsvsr.training build")
+        self.frames, self.crop = frames, crop
+
+    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Frames ``(t, 3, crop, crop)`` and truth ``(t, 3, 4 crop, 4 crop)`` in [0, 1]."""
+        folder = self.folders[int(rng.integers(len(self.folders)))]
+        lr, gt = (np.load(folder / name, mmap_mode="r") for name in ("lr.npy", "gt.npy"))
+        spare = (len(lr) - self.frames, lr.shape[1] - self.crop, lr.shape[2] - self.crop)
+        first, top, left = (int(rng.integers(room + 1)) for room in spare)
+
+        def piece(clip: np.ndarray, scale: int) -> Tensor:
+            side = scale * self.crop
+            rows, columns = (slice(scale * start, scale * start + side) for start in (top, left))
+            pixels = np.array(clip[first : first + self.frames, rows, columns])
+            return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+        return piece(lr, 1), piece(gt, 4)
+
+
+def _fit(
+    parameters: Iterable[nn.Parameter], loss_of: Callable[[], Tensor], *, steps: int, learning_rate: float
+) -> list[float]:
+    """Minimise; a cosine takes the learning rate to a hundredth. Returns the losses."""
+    optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, learning_rate / 100)
+    losses = []
+    for _ in range(steps):
+        loss = loss_of()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def train_autoencoder(network: UltraVSR, clips: Clips, *, steps: int, learning_rate: float = 2e-3) -> list[float]:
+    """Train the autoencoder of a network of our own on clean frames, L1; its latents get unit variance by scaling."""
+    rng = np.random.default_rng(1)
+
+    def loss() -> Tensor:
+        truth = clips.draw(rng)[1]
+        latents = network.encode(truth)
+        # Keeps the scale of the latents from drifting.
+        decay = 1e-3 * latents.square().mean()
+        return F.l1_loss(run_whole(network.decoder_steps(), latents), truth * 2.0 - 1.0) + decay
+
+    losses = _fit(network.vae.parameters(), loss, steps=steps, learning_rate=learning_rate)
+    with torch.no_grad():
+        deviation = torch.cat([network.encode(clips.draw(rng)[1]) for _ in range(8)]).std()
+    network.vae.register_to_config(scaling_factor=float(network.vae.config.scaling_factor / deviation))
+    return losses
+
+
+def train_denoiser(
+    network: UltraVSR, clips: Clips, prompt: Tensor, *, steps: int, learning_rate: float = 2e-3
+) -> list[float]:
+    """Train UNet and temporal shift of a network of our own to denoise the latents of clean clips."""
+    rng, noise = np.random.default_rng(2), torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        latents = [network.encode(clips.draw(rng)[1]) for _ in range(min(steps, 200))]
+
+    def loss() -> Tensor:
+        return denoising_loss(network, latents[int(rng.integers(len(latents)))], prompt, noise)
+
+    parts = (network.unet, network.unet_down_rts, network.unet_up_rts)
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    return _fit(parameters, loss, steps=steps, learning_rate=learning_rate)
+
+
+@torch.no_grad()
+def validate(trainer: UltraTrainer, clips: Clips, count: int) -> dict[str, float]:
+    """PSNR in dB of pictures and of bicubic enlargement, and mean frame-to-frame differences of pictures and truth."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for _ in range(count):
+        frames, truth = clips.draw(rng)
+        pictures = ((trainer.generate(frames)[1] + 1.0) / 2.0).clamp(0.0, 1.0)
+        rows.append(
+            (
+                -10.0 * float(F.mse_loss(pictures, truth).log10()),
+                -10.0 * float(F.mse_loss(upscale_bicubic(frames).clamp(0.0, 1.0), truth).log10()),
+                float(pictures.diff(dim=0).abs().mean()),
+                float(truth.diff(dim=0).abs().mean()),
+            )
+        )
+    names = ("psnr", "psnr_bicubic", "change", "change_truth")
+    return dict(zip(names, map(float, np.mean(rows, axis=0)), strict=True))
+
+
+def _train_tiny(arguments: argparse.Namespace) -> None:
+    torch.manual_seed(arguments.seed)
+    arguments.run.mkdir(parents=True, exist_ok=True)
+    clips = Clips(arguments.data, frames=arguments.frames, crop=arguments.crop)
+    prompt = torch.zeros(1, 77, int(TINY.unet["cross_attention_dim"]))
+    base = build(TINY)
+    prepared = arguments.run / "base.pt"
+    if prepared.exists():
+        state = torch.load(prepared, weights_only=True)
+        base.load_state_dict(state["network"])
+        base.vae.register_to_config(scaling_factor=state["scaling_factor"])
+    else:
+        begin = time.monotonic()
+        for name, losses in (
+            ("autoencoder", train_autoencoder(base, clips, steps=arguments.autoencoder_steps)),
+            ("denoiser", train_denoiser(base, clips, prompt, steps=arguments.denoiser_steps)),
+        ):
+            tenth = max(len(losses) // 10, 1)
+            print(f"{name}: {len(losses)} steps, loss {np.mean(losses[:tenth]):.4f} to {np.mean(losses[-tenth:]):.4f}")
+        print(f"base made in {time.monotonic() - begin:.0f} s", flush=True)
+        torch.save({"network": base.state_dict(), "scaling_factor": base.vae.config.scaling_factor}, prepared)
+    config = UltraTrainConfig(
+        degradation=arguments.degradation,
+        learning_rate=arguments.learning_rate,
+        distillation=arguments.distillation,
+        gan=arguments.gan,
+        critic_width=16,
+    )
+    perceptual = Perceptual(arguments.vgg) if arguments.vgg is not None else None
+    trainer = UltraTrainer(base, config, prompt=prompt, perceptual=perceptual)
+    rng, noise = np.random.default_rng(arguments.seed), torch.Generator().manual_seed(arguments.seed)
+    print("before:", validate(trainer, clips, 8), flush=True)
+    rows: list[dict[str, float]] = []
+    for step in range(1, arguments.steps + 1):
+        rows.append(trainer.step(*clips.draw(rng), noise))
+        if step % 50 == 0:
+            recent = {name: float(np.mean([row[name] for row in rows[-50:]])) for name in rows[0]}
+            print(step, " ".join(f"{name} {value:.4f}" for name, value in recent.items()), flush=True)
+    with (arguments.run / "log.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    result = validate(trainer, clips, 8)
+    print("after:", result)
+    settings = {**TINY.vae, "scaling_factor": trainer.generator.vae.config.scaling_factor}
+    tiny = UltraConfig(
+        unet=TINY.unet,
+        vae=settings,
+        rts_conv_channels=TINY.rts_conv_channels,
+        rts_attention_channels=TINY.rts_attention_channels,
+    )
+    metadata = {name: f"{value:.4f}" for name, value in result.items()}
+    save_compact(trainer.finished(), tiny, arguments.run / "last.safetensors", metadata)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="clips made by: python -m vsvsr.training build")
+    parser.add_argument("run", type=Path, help="folder of the results; a trained base in it is used again")
+    parser.add_argument("--frames", type=int, default=6)
+    parser.add_argument("--crop", type=int, default=32, help="side of the low-resolution crops")
+    parser.add_argument("--autoencoder-steps", type=int, default=800)
+    parser.add_argument("--denoiser-steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--degradation", type=float, default=0.8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--distillation", type=float, default=1.0)
+    parser.add_argument("--gan", type=float, default=0.1)
+    parser.add_argument("--vgg", type=Path, help="torchvision's vgg19 file, for the perceptual loss")
+    parser.add_argument("--seed", type=int, default=0)
+    _train_tiny(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
