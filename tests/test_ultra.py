@@ -412,7 +412,7 @@ def stage(request: pytest.FixtureRequest, tiny: UltraVSR) -> tuple[list[Step], i
 
 
 def test_a_stream_gives_the_whole_clips_result_to_the_bit(stage: tuple[list[Step], int]) -> None:
-    steps, reach = stage
+    steps, _ = stage
     for length in (1, 2, 20):
         frames = torch.randn(length, 4, 3, 5)
         assert torch.equal(streamed(Pipeline(steps, Shelf()), frames), layer_by_layer(steps, frames))
@@ -713,7 +713,7 @@ def trained() -> tuple[UltraTrainer, dict[str, torch.Tensor], list[dict[str, flo
     before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
     frames = torch.rand(3, 3, 8, 8)
     truth, rng = upscale_bicubic(frames).clamp(0, 1), torch.Generator().manual_seed(0)
-    losses = [trainer.step(frames, truth, rng) for _ in range(8)]
+    losses = [trainer.step(frames, truth, rng) for _ in range(12)]
     return trainer, before, losses, frames
 
 
