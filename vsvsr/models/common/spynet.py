@@ -28,17 +28,20 @@ class SPyNetLevel(nn.Module):
 
 
 class SPyNet(nn.Module):
-    """Coarse-to-fine flow with six levels; index 0 of ``basic_module`` is the coarsest.
+    """Coarse-to-fine flow; index 0 of ``basic_module`` is the coarsest level.
 
     ``flow(p)`` says where pixel ``p`` of the reference lies in the support image: at ``p + flow(p)``.
+
+    Args:
+        levels: pyramid levels; the published weights have six.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, levels: int = 6) -> None:
         super().__init__()
-        self.basic_module = nn.ModuleList(SPyNetLevel() for _ in range(6))
+        self.basic_module = nn.ModuleList(SPyNetLevel() for _ in range(levels))
         self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1))
 
@@ -46,14 +49,16 @@ class SPyNet(nn.Module):
         """Flow from ``reference`` to ``support``.
 
         Args:
-            reference: RGB in [0, 1], ``(n, 3, h, w)``; sides of at least 33 (a smaller side leaves no coarsest level).
+            reference: RGB in [0, 1], ``(n, 3, h, w)``; sides greater than ``2 ** (levels - 1)``, 32 for six
+                levels (a smaller side leaves no coarsest level).
             support: the same shape.
 
         Returns:
             ``(n, 2, h, w)`` in pixels, horizontal first.
         """
         height, width = reference.shape[-2:]
-        size = (-(-height // 32) * 32, -(-width // 32) * 32)
+        multiple = 2 ** (len(self.basic_module) - 1)
+        size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
         pyramids = [[self._resize(self._normalise(image), size)] for image in (reference, support)]
         for pyramid in pyramids:
             for _ in range(len(self.basic_module) - 1):

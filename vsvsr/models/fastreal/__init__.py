@@ -1,0 +1,7 @@
+"""FastRealVSR."""
+
+from vsvsr.models.fastreal.config import COMPACT, FastRealConfig
+from vsvsr.models.fastreal.files import load_fastreal, save_fastreal
+from vsvsr.models.fastreal.network import FastRealVSR
+
+__all__ = ["COMPACT", "FastRealConfig", "FastRealVSR", "load_fastreal", "save_fastreal"]

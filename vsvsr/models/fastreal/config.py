@@ -1,0 +1,78 @@
+"""What a FastRealVSR network is made of."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from vsvsr.errors import UserError
+
+Variant = Literal["none", "full", "blurry", "sharp", "conv"]
+
+POOL = ("mean3", "mean5", "gauss5", "sharp_mean3", "sharp_gauss5")
+"""The members of the paper's pool: three blurs, and the unsharp masks of two of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastRealConfig:
+    """Defaults are the full-size network of the paper (3,807,151 parameters).
+
+    Attributes:
+        channels: width of the trunk and of the hidden state.
+        rb1_blocks: residual blocks of the per-frame feature extractor.
+        rb2_blocks: residual blocks after the fusion with the hidden state.
+        head: ``two_step`` is the pixel-shuffle head of BasicVSR, ``single`` one convolution and one pixel shuffle.
+        scale: 2 or 4.
+        hsa: what happens to the warped state: nothing, attention over the whole pool, over its blurs, over its sharp
+            members, or one convolution over the concatenated pool.
+        pool: members of the pool by name: ``mean3``, ``mean5``, ``gauss5`` and ``sharp_`` followed by one of them.
+        fast_sca: convolve the state once and filter the results, instead of convolving every member.
+        key_channels: width of the attention's query and key.
+        flow: SPyNet, or `LightFlow`, a thirtieth of its cost.
+    """
+
+    channels: int = 64
+    rb1_blocks: int = 5
+    rb2_blocks: int = 20
+    head: Literal["two_step", "single"] = "two_step"
+    scale: Literal[2, 4] = 4
+    hsa: Variant = "full"
+    pool: tuple[str, ...] = POOL
+    fast_sca: bool = False
+    key_channels: int = 64
+    flow: Literal["spynet", "light"] = "spynet"
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Pool members that take part in this variant."""
+        if self.hsa == "blurry":
+            return tuple(name for name in self.pool if not name.startswith("sharp_"))
+        if self.hsa == "sharp":
+            return tuple(name for name in self.pool if name.startswith("sharp_"))
+        return self.pool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FastRealConfig":
+        """Inverse of `to_dict`.
+
+        Raises:
+            UserError: a key is unknown: the file was written for another version.
+        """
+        unknown = values.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise UserError(f"FastReal: unknown network settings {sorted(unknown)}; use weights made for this version")
+        return cls(**{**values, "pool": tuple(values.get("pool", POOL))})
+
+
+COMPACT = FastRealConfig(
+    channels=32,
+    rb1_blocks=1,
+    rb2_blocks=4,
+    head="single",
+    fast_sca=True,
+    key_channels=16,
+    flow="light",
+)
+"""The size that runs at a third of the time of a per-frame network of 16 convolutions with 64 channels."""

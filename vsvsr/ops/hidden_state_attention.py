@@ -1,0 +1,67 @@
+"""Selective cross attention over filtered copies of a hidden state (FastRealVSR, eq. 5 to 8)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def filter_depthwise(x: Tensor, kernels: Tensor) -> list[Tensor]:
+    """``x`` followed by its copies filtered with each kernel, every channel alike, with replicated borders.
+
+    Args:
+        x: ``(n, c, h, w)``.
+        kernels: ``(filters, k, k)``, odd ``k``; each sums to 1, so that a constant stays what it is.
+
+    Returns:
+        ``1 + filters`` tensors of the shape of ``x``.
+    """
+    channels, radius = x.shape[1], kernels.shape[-1] // 2
+    padded = F.pad(x, (radius,) * 4, mode="replicate")
+    weights = kernels.to(x.dtype)[:, None, None].expand(-1, channels, -1, -1, -1)
+    return [x, *(F.conv2d(padded, weight.contiguous(), groups=channels) for weight in weights)]
+
+
+def attention_weights(query: Tensor, key_copies: list[Tensor], mix: Tensor) -> Tensor:
+    """Softmax over the pool members at every pixel: ``softmax_i(<Q, K^i> / sqrt(d))``, summed in fp32.
+
+    Member ``i`` is ``sum_j mix[i, j] * copy_j``, so only the products with the copies are formed.
+
+    Args:
+        query: ``(n, d, h, w)``.
+        key_copies: the key map and its filtered copies, each ``(n, d, h, w)``.
+        mix: ``(members, copies)``.
+
+    Returns:
+        ``(n, members, h, w)`` fp32, non-negative, summing to 1 over the members.
+    """
+    products = torch.stack([(query * key).float().sum(1) for key in key_copies], dim=1)
+    logits = torch.einsum("ij,njhw->nihw", mix.float(), products) / math.sqrt(query.shape[1])
+    return logits.softmax(dim=1)
+
+
+def hidden_state_attention(query: Tensor, key: Tensor, value: Tensor, kernels: Tensor, mix: Tensor) -> Tensor:
+    """``sum_i a_i V^i`` over the members of the pool, filters applied after the key and value convolutions.
+
+    Filters and convolutions commute in the interior (paper's order filters the state first), and because every member's
+    filter sums to 1, biases of the key and value convolutions may be part of ``key`` and ``value``.
+
+    Args:
+        query: convolved features of the current frame ``(n, d, h, w)``.
+        key: convolved hidden state ``(n, d, h, w)``.
+        value: the same with the value convolution, ``(n, c, h, w)``.
+        kernels: blur kernels ``(filters, k, k)`` that sum to 1.
+        mix: ``(members, 1 + filters)``, rows that sum to 1: what each member takes of the unfiltered map and of each
+            filtered copy. A mean is ``(0, 1)``, its unsharp mask ``2h - h * k`` is ``(2, -1)``.
+
+    Returns:
+        ``(n, c, h, w)`` in the type of ``value``.
+    """
+    weights = attention_weights(query, filter_depthwise(key, kernels), mix)
+    shares = torch.einsum("ij,nihw->njhw", mix.float(), weights).to(value.dtype)
+    copies = filter_depthwise(value, kernels)
+    result = copies[0] * shares[:, 0:1]
+    for j, copy in enumerate(copies[1:], start=1):
+        result = result + copy * shares[:, j : j + 1]
+    return result
