@@ -34,7 +34,11 @@ def from_openmmlab(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load(network: BasicVSR, path: Path) -> None:
     """Read a checkpoint in either layout into ``network``; ``UserError`` when it is of another network."""
-    tensors, _ = read_tensors(path)
+    load_tensors(network, read_tensors(path)[0], path)
+
+
+def load_tensors(network: BasicVSR, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """``load`` for tensors that were read from ``path``."""
     if any("_resblocks." in name for name in tensors):
         tensors = from_openmmlab(tensors)
     expected = network.state_dict()

@@ -1,6 +1,7 @@
 """BasicVSR (Chan et al., CVPR 2021): bidirectional recurrent x4 super-resolution."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,6 +18,8 @@ SMALLEST = 64
 
 Direction = Literal["backward", "forward"]
 Trunk = Callable[[Tensor], Tensor]
+Split = Callable[[Tensor], Tensor]
+Write = Callable[[Sequence[Tensor]], None]
 
 
 class BasicVSR(PixelShuffleHead):
@@ -36,66 +39,79 @@ class BasicVSR(PixelShuffleHead):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, clip: Tensor) -> Tensor:
-        """RGB in [0, 1], ``(n, t, 3, h, w)`` to ``(n, t, 3, 4h, 4w)``, not clamped."""
+        """RGB in [0, 1], ``(n, t, 3, h, w)`` to ``(n, t, 3, 4h, 4w)``, not clamped; sides of at least 33."""
         frames = clip.unbind(1)
-        upscaled = [
-            self.reconstruct(features, frame)
-            for frame, features in zip(frames, self.features(frames, range(len(frames))), strict=True)
-        ]
-        return torch.stack(upscaled, dim=1)
+        passes = self.passes(frames, range(len(frames)))
+        return torch.stack([self.reconstruct(x, frame) for x, frame in zip(passes, frames, strict=True)], dim=1)
 
-    def features(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Tensor]:
-        """What ``reconstruct`` and ``render`` need for the frames in ``emit``, one by one in order.
+    @torch.no_grad()
+    def chunk(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Write]:
+        """Upscale the frames in ``emit``, one by one in order; nothing of one call is left for the next.
 
-        The first ``next`` runs the backward pass. Frames after ``emit`` are seen by the backward pass only, frames
-        before it by the forward pass only. At most ``len(emit)`` feature maps are kept, each ``256 n h w`` bytes.
+        The first ``next`` runs the backward pass, each one a step of the forward pass. Frames after ``emit`` are seen
+        by the backward pass only, frames before it by the forward pass only.
 
         Args:
-            frames: a stretch of the clip, each ``(n, 3, h, w)``, RGB in [0, 1].
+            frames: a stretch of the clip, each ``(3, h, w)``, RGB in [0, 1].
             emit: a non-empty range of indices with step 1.
-            offload: keep the backward pass's features in host memory.
+            offload: keep the backward pass's features, ``256 h w`` bytes a frame, in host memory.
 
         Returns:
-            Fused features ``(n, 64, h, w)``.
+            For each frame a function that writes it into three planes: R, G and B, each ``(4h, 4w)`` with any strides,
+            type and device. Call it before asking for the next frame.
         """
         height, width = frames[0].shape[-2:]
-        frames = [_extend(frame) for frame in frames]
+        passes = self.passes([extend(frame[None]) for frame in frames], emit, offload=offload)
+        for i, features in zip(emit, passes, strict=True):
+            yield partial(self.render, features[..., :height, :width], frames[i][None])
+
+    def upscale(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Tensor]:
+        """``chunk`` into fresh tensors: the frames in ``emit`` as ``(3, 4h, 4w)``, not clamped."""
+        _, height, width = frames[0].shape
+        for write in self.chunk(frames, emit, offload=offload):
+            upscaled = frames[0].new_empty(3, 4 * height, 4 * width)
+            write(upscaled.unbind(0))
+            yield upscaled
+
+    def passes(
+        self, frames: Sequence[Tensor], emit: range, *, split: Split | None = None, offload: bool = False
+    ) -> Iterator[Tensor]:
+        """Both passes over ``frames`` ``(n, 3, h, w)``, and the fusion: ``(n, 64, h, w)`` for each frame of ``emit``.
+
+        Flows are those of whole frames; with ``split`` everything else runs on what it makes of frames and flows.
+        """
         kept: list[Tensor] = []
         trunk, state = self.trunk("backward"), None
         for i in range(len(frames) - 1, emit.start - 1, -1):
-            state = self.step(trunk, frames[i], frames[i + 1] if state is not None else None, state)
+            state = self.step(trunk, frames[i], frames[i + 1] if state is not None else None, state, split)
             if i in emit:
                 kept.append(state.to("cpu") if offload else state)
         trunk, state = self.trunk("forward"), None
         for i in range(emit.stop):
-            state = self.step(trunk, frames[i], frames[i - 1] if state is not None else None, state)
+            state = self.step(trunk, frames[i], frames[i - 1] if state is not None else None, state, split)
             if i in emit:
                 both = torch.cat((kept.pop().to(state.device), state), dim=1)
-                yield F.leaky_relu(self.fusion(both), 0.1)[..., :height, :width]
+                yield F.leaky_relu(self.fusion(both), 0.1)
 
-    def step(self, trunk: Trunk, frame: Tensor, previous: Tensor | None, state: Tensor | None) -> Tensor:
+    def step(
+        self, trunk: Trunk, frame: Tensor, previous: Tensor | None, state: Tensor | None, split: Split | None = None
+    ) -> Tensor:
         """One step of a pass: the state of ``previous`` moved to ``frame`` and refined; both ``None`` at the start."""
-        if state is None or previous is None:
+        flow = None if previous is None else self.spynet(frame, previous)
+        if split is not None:
+            frame, flow = split(frame), None if flow is None else split(flow)
+        if state is None or flow is None:
             warped = frame.new_zeros(len(frame), CHANNELS, *frame.shape[-2:])
         else:
-            warped = flow_warp(state, self.spynet(frame, previous))
+            warped = flow_warp(state, flow)
         return trunk(torch.cat((frame, warped), dim=1).contiguous(memory_format=torch.channels_last))
 
     def trunk(self, direction: Direction) -> Trunk:
         """The trunk for one pass over one stretch: ``(n, 67, h, w)`` to ``(n, 64, h, w)``, called frame by frame."""
         return self.backward_trunk if direction == "backward" else self.forward_trunk
 
-    def upscale(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Tensor]:
-        """The frames in ``emit`` as ``(3, 4h, 4w)``, one by one; ``frames`` are ``(3, h, w)``. See ``features``."""
-        batches = [frame[None] for frame in frames]
-        for i, features in zip(emit, self.features(batches, emit, offload=offload), strict=True):
-            height, width = frames[i].shape[-2:]
-            upscaled = features.new_empty(3, 4 * height, 4 * width)
-            self.render(features, batches[i], upscaled.unbind(0))
-            yield upscaled
 
-
-def _extend(frame: Tensor) -> Tensor:
+def extend(frame: Tensor) -> Tensor:
     """Reflect right and bottom until both sides reach ``SMALLEST``, as often as that takes."""
     for dim in (-2, -1):
         size = frame.shape[dim]

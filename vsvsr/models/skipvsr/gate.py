@@ -1,0 +1,122 @@
+"""The gated trunk: which tiles of which residual blocks run."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
+from vsvsr.ops.block_skip import BlockWeights, TileGrid
+
+SAMPLE = 4
+"""Change is measured at every fourth pixel in both directions: a sixteenth of the memory and time, the same average."""
+
+
+@dataclass
+class Tally:
+    """How many tiles of blocks ran, of how many; the first frame of a pass runs everywhere and counts as well."""
+
+    executed: int = 0
+    total: int = 0
+
+    @property
+    def fraction(self) -> float:
+        return self.executed / max(self.total, 1)
+
+
+def sample(image: Tensor) -> Tensor:
+    """A copy of the pixels of ``(n, c, h, w)`` at which change is measured: fp32 ``(n, h / SAMPLE, w / SAMPLE, c)``."""
+    return image.permute(0, 2, 3, 1)[:, ::SAMPLE, ::SAMPLE].to(torch.float32, copy=True)
+
+
+def tile_mean(samples: Tensor, tile: int) -> Tensor:
+    """Average of samples ``(n, h, w, c)`` per tile: ``(n, rows, columns, c)``; the last tiles may be cut."""
+    side = tile // SAMPLE
+    n, height, width, channels = samples.shape
+    rows, columns = -(-height // side), -(-width // side)
+    padded = F.pad(samples, (0, 0, 0, columns * side - width, 0, rows * side - height))
+    sums = padded.view(n, rows, side, columns, side, channels).sum((2, 4))
+    first_y, first_x = torch.arange(rows, device=sums.device) * side, torch.arange(columns, device=sums.device) * side
+    counts = (height - first_y).clamp(max=side)[:, None] * (width - first_x).clamp(max=side)
+    return sums / counts[..., None]
+
+
+def block_weights(block: ResidualBlock) -> BlockWeights:
+    """The convolutions of ``block`` as the operation wants them."""
+    biases = block.conv1.bias, block.conv2.bias
+    assert biases[0] is not None
+    assert biases[1] is not None
+    return BlockWeights(block.conv1.weight, biases[0], block.conv2.weight, biases[1])
+
+
+class GatedTrunk:
+    """A trunk that remembers earlier frames of one pass and skips what they can stand in for.
+
+    For block ``m`` with input ``h`` and a tile, ``E = 1 - sigmoid(W g(|h - reference|) + b)`` with ``g`` the average
+    over the tile (eq. 5 and 6 of the paper). The block runs where ``E >= threshold``. Elsewhere
+
+    * ``hold=True``: its last residual in that tile is added again; ``reference`` is the input that gave it, so that
+      slow changes add up until the block runs;
+    * ``hold=False``: the tile passes unchanged, as in the paper; ``reference`` is the input in the previous frame.
+
+    The first frame runs everywhere.
+    """
+
+    def __init__(
+        self,
+        trunk: ResidualBlocksWithInputConv,
+        estimator: nn.Linear,
+        threshold: float,
+        tile: int,
+        hold: bool,
+        tally: Tally,
+    ) -> None:
+        head, activation, blocks = trunk.main
+        self._entry = nn.Sequential(head, activation)
+        assert isinstance(blocks, nn.Sequential)
+        self._blocks = [block_weights(block) for block in blocks if isinstance(block, ResidualBlock)]
+        self._estimator, self._threshold, self._tile, self._hold, self._tally = estimator, threshold, tile, hold, tally
+        self._grid: TileGrid | None = None
+        self._references: list[Tensor] = []
+        self._held: list[Tensor] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        entry = self._entry(x)
+        first = self._grid is None
+        if self._grid is None:
+            self._grid = TileGrid(len(x), x.shape[2], x.shape[3], self._tile, x.device)
+            self._everywhere = torch.arange(self._grid.count, device=x.device)
+        grid = self._grid
+        pixels = grid.pixels(entry)
+        for m, block in enumerate(self._blocks):
+            samples = sample(grid.image(pixels))
+            if first:
+                tiles = self._everywhere
+                self._references.append(samples)
+                if self._hold or m == 0:
+                    self._held.append(torch.zeros_like(pixels))
+            else:
+                tiles = self._choose(m, samples)
+            self._tally.executed += len(tiles)
+            self._tally.total += grid.count
+            held = self._held[m if self._hold else 0]
+            if not self._hold:
+                held.zero_()
+            grid.block_skip_(pixels, held, block, tiles)
+        return grid.image(pixels)
+
+    def _choose(self, m: int, samples: Tensor) -> Tensor:
+        """Numbers of the tiles where block ``m`` runs; moves its reference."""
+        change = tile_mean((samples - self._references[m]).abs(), self._tile)
+        execution = torch.sigmoid(-F.linear(change, self._estimator.weight.float(), self._estimator.bias.float()))
+        active = (execution[..., 0] >= self._threshold) & (self._threshold < 1)
+        if self._hold:
+            side = self._tile // SAMPLE
+            moved = active.repeat_interleave(side, 1).repeat_interleave(side, 2)[
+                :, : samples.shape[1], : samples.shape[2]
+            ]
+            self._references[m] = torch.where(moved[..., None], samples, self._references[m])
+        else:
+            self._references[m] = samples
+        return active.flatten().nonzero()[:, 0]

@@ -1,0 +1,78 @@
+"""SkipVSR (ACM MM 2024): BasicVSR whose residual blocks run only where the picture changed."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vsvsr.models.basicvsr.network import CHANNELS, BasicVSR, Direction, Trunk, Write, extend
+from vsvsr.models.skipvsr.gate import GatedTrunk, Tally
+from vsvsr.models.skipvsr.patches import PatchGrid
+
+Mode = Literal["frame", "patch"]
+FRAME_TILE = 16
+"""Side of a gated tile in frame mode. Tiles of 16 cost no more per pixel than the paper's 48 and select better."""
+
+
+class SkipVSR(BasicVSR):
+    """BasicVSR with a gate in front of every residual block of both trunks; state dict: BasicVSR's and the estimators'.
+
+    In frame mode everything is as in BasicVSR on the full frame, and blocks run per tile of a fixed grid. In patch
+    mode, the paper's, overlapping 48x48 patches are separate clips (with the full frame's flows), a block runs on a
+    whole patch or not at all, and the patches are merged with ramps over their overlap.
+
+    Args:
+        threshold: blocks run where the execution confidence is at least this, 0 (always: BasicVSR, bit for bit)
+            to 1 (never, but for the first frame of each pass).
+        mode: frame or patch.
+        hold: whether a skipped block adds its last residual again; else it is passed by, as in the paper.
+    """
+
+    kappa: Tensor
+    quantiles: Tensor
+
+    def __init__(self, *, threshold: float = 0.0, mode: Mode = "frame", hold: bool = True) -> None:
+        super().__init__()
+        self.threshold, self.mode, self.hold = threshold, mode, hold
+        self.tally = Tally()
+        self.estimator_backward = nn.Linear(CHANNELS, 1)
+        self.estimator_forward = nn.Linear(CHANNELS, 1)
+        self.register_buffer("kappa", torch.zeros(()))
+        self.register_buffer("quantiles", torch.linspace(0, 1, 101))
+
+    def threshold_of(self, budget: float) -> float:
+        """The threshold at which a share ``budget`` (0 to 1) of blocks ran on the calibration clips."""
+        position = (1 - budget) * (len(self.quantiles) - 1)
+        lower = min(int(position), len(self.quantiles) - 2)
+        below, above = self.quantiles[lower : lower + 2].tolist()
+        return 0.0 if budget >= 1 else float(below + (above - below) * (position - lower))
+
+    def trunk(self, direction: Direction) -> Trunk:
+        trunk = self.backward_trunk if direction == "backward" else self.forward_trunk
+        if self.threshold == 0:
+            return trunk
+        estimator = self.estimator_backward if direction == "backward" else self.estimator_forward
+        tile = PatchGrid.SIDE if self.mode == "patch" else FRAME_TILE
+        return GatedTrunk(trunk, estimator, self.threshold, tile, self.hold, self.tally)
+
+    @torch.no_grad()
+    def chunk(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Write]:
+        if self.mode == "frame":
+            yield from super().chunk(frames, emit, offload=offload)
+            return
+        extended = [extend(frame[None]) for frame in frames]
+        height, width = extended[0].shape[-2:]
+        grid = PatchGrid(height, width, frames[0].device)
+        passes = self.passes(extended, emit, split=grid.split, offload=offload)
+        for i, features in zip(emit, passes, strict=True):
+            yield partial(self._render_patches, features, extended[i], grid)
+
+    @torch.no_grad()
+    def _render_patches(self, features: Tensor, frame: Tensor, grid: PatchGrid, planes: Sequence[Tensor]) -> None:
+        patches = features.new_empty(len(features), 3, 4 * grid.SIDE, 4 * grid.SIDE)
+        for patch, feature, picture in zip(patches, features, grid.split(frame), strict=True):
+            self.render(feature[None], picture[None], patch.unbind(0))
+        for plane, merged in zip(planes, grid.merge(patches), strict=True):
+            plane.copy_(merged[: plane.shape[0], : plane.shape[1]])

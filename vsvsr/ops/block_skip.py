@@ -1,0 +1,110 @@
+"""Residual blocks that run on chosen tiles of a feature map only."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DENSE_FRACTION = 0.8
+"""Share of tiles from which one convolution over the whole map is cheaper than gathering tiles (measured on a CPU)."""
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """The two 3x3 convolutions of a residual block: weights ``(c, c, 3, 3)``, biases ``(c,)``."""
+
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+
+    def dense(self, x: Tensor) -> Tensor:
+        """``conv2(relu(conv1(x)))`` with zero padding."""
+        hidden = F.relu_(F.conv2d(x, self.weight1, self.bias1, padding=1))
+        return F.conv2d(hidden, self.weight2, self.bias2, padding=1)
+
+
+def block_skip_reference(
+    x: Tensor, held: Tensor, block: BlockWeights, active: Tensor, tile: int
+) -> tuple[Tensor, Tensor]:
+    """The plain form: ``x + r`` and ``r``, where ``r = block(x)`` on active tiles and ``held`` on the others.
+
+    Args:
+        x: feature maps ``(n, c, h, w)``.
+        held: what stands in for the block's residual where it is skipped, the same shape; zeros make it the identity.
+        block: the block's convolutions.
+        active: which tiles run, bool ``(n, rows, columns)``; the last tiles may reach beyond the map.
+        tile: side of a tile.
+    """
+    height, width = x.shape[-2:]
+    everywhere = active.repeat_interleave(tile, 1).repeat_interleave(tile, 2)[:, None, :height, :width]
+    residual = torch.where(everywhere, block.dense(x), held)
+    return x + residual, residual
+
+
+class TileGrid:
+    """Where the tiles of ``n`` maps of ``h x w`` lie in a list of pixels, for gathering and scattering.
+
+    Maps are kept as pixels ``(n h w + 1, c)``; the last one is zero and stands for all that lies outside. Tiles do
+    not overlap and are numbered item by item, row by row.
+    """
+
+    def __init__(self, n: int, height: int, width: int, tile: int, device: torch.device) -> None:
+        self.n, self.height, self.width, self.tile = n, height, width, tile
+        self.rows, self.columns = -(-height // tile), -(-width // tile)
+        self.count = n * self.rows * self.columns
+        self._gather, _ = self._tables(2, device)
+        self._inside = self._tables(1, device)[1].to(torch.float32)
+        self._scatter, _ = self._tables(0, device)
+
+    def _tables(self, halo: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Per tile with its halo: the pixels' numbers ``(count, side²)``, and which lie in the frame."""
+        span = torch.arange(-halo, self.tile + halo, device=device)
+        y = (torch.arange(self.rows, device=device)[:, None] * self.tile + span)[:, None, :, None]
+        x = (torch.arange(self.columns, device=device)[:, None] * self.tile + span)[None, :, None, :]
+        inside = (y >= 0) & (y < self.height) & (x >= 0) & (x < self.width)
+        first = torch.arange(self.n, device=device).view(-1, 1, 1, 1, 1) * (self.height * self.width)
+        outside = self.n * self.height * self.width
+        numbers = torch.where(inside, first + y * self.width + x, outside).flatten(0, 2).flatten(1)
+        return numbers, inside.expand(self.n, *inside.shape).flatten(0, 2)
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """A copy of maps ``(n, c, h, w)`` as pixels ``(n h w + 1, c)``."""
+        pixels = x.new_zeros(self.n * self.height * self.width + 1, x.shape[1])
+        self.image(pixels).copy_(x)
+        return pixels
+
+    def image(self, pixels: Tensor) -> Tensor:
+        """Pixels as maps ``(n, c, h, w)``, channels last, sharing memory."""
+        return pixels[:-1].view(self.n, self.height, self.width, -1).permute(0, 3, 1, 2)
+
+    def block_skip_(self, x: Tensor, held: Tensor, block: BlockWeights, tiles: Tensor) -> None:
+        """``block_skip_reference`` on pixels, in place: ``held`` becomes the residual, ``x`` gets it added.
+
+        Gathers each active tile with a halo of 2, convolves without padding, and scatters. Between the convolutions
+        what lies outside the frame is set to zero, as the padding of a convolution over the whole map would be.
+
+        Args:
+            x: feature maps as pixels.
+            held: held residuals as pixels.
+            block: the block's convolutions.
+            tiles: numbers of the active tiles, ``(k,)``.
+        """
+        if len(tiles) == self.count:
+            self.image(held).copy_(block.dense(self.image(x)))
+        elif len(tiles) > DENSE_FRACTION * self.count:
+            residual = self.pixels(block.dense(self.image(x)))
+            numbers = self._scatter[tiles].flatten()
+            held.index_copy_(0, numbers, residual.index_select(0, numbers))
+        elif len(tiles) > 0:
+            side = self.tile + 4
+            gathered = (
+                x.index_select(0, self._gather[tiles].flatten()).view(-1, side, side, x.shape[1]).permute(0, 3, 1, 2)
+            )
+            hidden = F.relu_(F.conv2d(gathered, block.weight1, block.bias1))
+            hidden *= self._inside[tiles, None].to(hidden.dtype)
+            residual = F.conv2d(hidden, block.weight2, block.bias2).permute(0, 2, 3, 1).flatten(0, 2)
+            held.index_copy_(0, self._scatter[tiles].flatten(), residual)
+            held[-1] = 0
+        x += held
