@@ -1,7 +1,11 @@
 """``vsvsr ...`` on the command line, for people who write no scripts."""
 
+import os
 import signal
 import sys
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as typer and shells have it."""
 
 
 def main() -> None:
@@ -12,5 +16,9 @@ def main() -> None:
         if error.name is None or error.name.partition(".")[0] == "vsvsr":
             raise
         sys.exit(f'vsvsr: the command line needs {error.name}; run: pip install "vsvsr[cli]"')
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(app())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code = app()
+    if code == INTERRUPTED:
+        sys.stderr.flush()
+        os._exit(code)  # VapourSynth may be at work on another thread; taking it down meanwhile would crash
+    sys.exit(code)

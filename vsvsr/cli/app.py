@@ -4,10 +4,8 @@ import sys
 
 import typer
 
-from vsvsr.cli import demo, doctor, upscale, weights
+from vsvsr.cli import INTERRUPTED, demo, doctor, upscale, weights
 from vsvsr.errors import UserError
-
-_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 _commands = typer.Typer(
     name="vsvsr",
@@ -30,7 +28,7 @@ def app() -> int:
         code, message = error.exit_code, error.format_message()
     except UserError as error:
         code, message = 2 if isinstance(error, upscale.WrongArgumentError) else 1, str(error)
-    if code == _INTERRUPTED:
+    if code == INTERRUPTED:
         message = "interrupted"
     if message:
         sys.stderr.write(f"vsvsr: {' '.join(message.split())}\n")

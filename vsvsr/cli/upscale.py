@@ -1,6 +1,9 @@
 """``vsvsr upscale``: a video file in, a larger one out."""
 
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated
 
@@ -95,8 +98,8 @@ def upscale_file(
     begun = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("indexing", total=100)
-        source = open_video(source_path, lambda percent: bar.update(task, completed=percent))
-        clip = _upscaled(source, function, values, half)
+        source = _interruptible(lambda: open_video(source_path, lambda percent: bar.update(task, completed=percent)))
+        clip = _interruptible(lambda: _upscaled(source, function, values, half))
         first, last, _ = frames.indices(clip.num_frames)
         if first >= last:
             raise WrongArgumentError(f"frames {first} to {last}: {source_path} has {clip.num_frames}")
@@ -116,6 +119,20 @@ def upscale_file(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _interruptible[T](work: Callable[[], T]) -> T:
+    """The result of ``work``, done on another thread, because VapourSynth loses a Ctrl-C that it meets on its own."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result()
 
 
 def parse_arguments(function: vs.Function, pairs: list[str]) -> dict[str, Value]:
