@@ -10,17 +10,26 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
-from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from vsvsr.errors import UserError
 from vsvsr.models.ultra import FULL, REACH, TINY, RTSModule, UltraVSR, Upscaler, build, fix_colour
+from vsvsr.models.ultra.clip_iqa import (
+    PAIRS,
+    AttentionPool,
+    ClipIQA,
+    load_clip_iqa,
+    measure_degradation,
+    sample_indices,
+)
 from vsvsr.models.ultra.files import (
     apply_checkpoint,
     encode_prompt,
     load_compact,
     load_released,
     save_compact,
+    tokenise,
 )
 from vsvsr.models.ultra.lora import LoRA, add_adapters, factor_shapes, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.memory import waiting
@@ -380,6 +389,96 @@ def test_a_compact_network_survives_its_file(tiny: UltraVSR, tmp_path: Path) -> 
         load_compact(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match="holds no network configuration"):
         load_compact(DATA / "rts_320.safetensors")
+
+
+def test_the_judge_of_degradation_is_clip_rn50() -> None:
+    with torch.device("meta"):
+        judge = ClipIQA()
+    # The position embedding of the attention pool, which the judge leaves out, has 50 x 2048.
+    assert count(judge) + 50 * 2048 == 102_007_137
+
+
+def test_the_judges_text_tower_is_the_stock_one() -> None:
+    torch.manual_seed(0)
+    config = CLIPTextConfig(
+        vocab_size=99,
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=64,
+        bos_token_id=97,
+        eos_token_id=98,
+    )
+    stock = CLIPTextModelWithProjection(config).eval()
+    judge = ClipIQA(layers=(1,), width=16, outputs=64, text_width=128, text_layers=2, vocabulary=99)
+    state = judge.state_dict()
+    theirs = {name.removeprefix("text_model."): value for name, value in stock.state_dict().items()}
+    state["token_embedding.weight"] = theirs["embeddings.token_embedding.weight"]
+    state["positional_embedding"] = theirs["embeddings.position_embedding.weight"]
+    state["text_projection"] = theirs["text_projection.weight"].T
+    names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    names["attn.out_proj"] = "self_attn.out_proj"
+    for kind in ("weight", "bias"):
+        state[f"ln_final.{kind}"] = theirs[f"final_layer_norm.{kind}"]
+        for layer in range(2):
+            ours, other = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+            for name, their in names.items():
+                state[f"{ours}.{name}.{kind}"] = theirs[f"{other}.{their}.{kind}"]
+            parts = [theirs[f"{other}.self_attn.{x}_proj.{kind}"] for x in "qkv"]
+            state[f"{ours}.attn.in_proj_{kind}"] = torch.cat(parts)
+    judge.load_state_dict(state)
+    tokens = torch.randint(0, 97, (3, 77))
+    tokens[torch.arange(3), torch.tensor((5, 20, 76))] = 98
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(stock(tokens).text_embeds, dim=1)
+        assert torch.allclose(judge.embed_text(tokens), expected, atol=1e-5)
+
+
+def test_the_judges_attention_pool_is_multi_head_attention_with_the_mean_as_query() -> None:
+    torch.manual_seed(0)
+    pool, stock = AttentionPool(64, 4, 16), torch.nn.MultiheadAttention(64, 4, batch_first=True)
+    for name, part in zip(("q_proj", "k_proj", "v_proj"), range(3), strict=True):
+        for kind in ("weight", "bias"):
+            stock.get_parameter(f"in_proj_{kind}").data[64 * part : 64 * part + 64] = pool.get_parameter(
+                f"{name}.{kind}"
+            )
+    torch.nn.init.eye_(stock.out_proj.weight)
+    x = torch.randn(2, 64, 3, 5)
+    tokens = x.flatten(2).mT
+    mean = tokens.mean(dim=1, keepdim=True)
+    with torch.inference_mode():
+        attended = stock(mean, torch.cat((mean, tokens), dim=1), torch.cat((mean, tokens), dim=1))[0][:, 0]
+        assert torch.allclose(pool(x), pool.c_proj(attended), atol=1e-5)
+
+
+def test_the_degradation_of_a_clip_is_the_mean_share_of_the_good_prompts(base_folder: Path) -> None:
+    torch.manual_seed(0)
+    judge = ClipIQA(layers=(1, 1), width=16, outputs=64, text_width=64, text_layers=1, vocabulary=6).eval()
+    for parameter in judge.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    tokens = tokenise(base_folder, [text for pair in PAIRS for text in pair])
+    assert tokens.shape == (10, 77)
+    tokens[1::2, 1] = 2
+    frames = list(torch.rand(2, 3, 16, 20))
+    with torch.inference_mode():
+        text = judge.embed_text(tokens)
+        shares = []
+        for frame in frames:
+            picture = (upscale_bicubic(frame[None]).clamp(0, 1) - judge.mean) / judge.std
+            logits = judge.logit_scale.exp() * torch.nn.functional.normalize(judge.visual(picture), dim=1) @ text.T
+            shares += [1 / (1 + (logits[0, i + 1] - logits[0, i]).exp()) for i in range(0, 10, 2)]
+    assert measure_degradation(judge, tokens, frames) == pytest.approx(float(torch.stack(shares).mean()), abs=1e-5)
+    assert 0.0 < float(torch.stack(shares).mean()) < 1.0
+    assert [sample_indices(n) for n in (1, 3, 100)] == [[0], [0, 1, 2], [0, 25, 50, 74, 99]]
+
+
+def test_other_weights_than_the_judges_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no CLIP weights at .*clip\.safetensors; give CLIP RN50"):
+        load_clip_iqa(tmp_path / "clip.safetensors")
+    save_file({"visual.conv1.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "clip.safetensors")
+    with pytest.raises(UserError, match=r"is not CLIP RN50 \(.* differs\)"):
+        load_clip_iqa(tmp_path / "clip.safetensors")
 
 
 PROMPT = torch.linspace(-1, 1, 5 * 16).view(1, 5, 16)

@@ -63,13 +63,17 @@ def load_released(base: StrPath, checkpoint: StrPath, config: UltraConfig = FULL
 def encode_prompt(base: StrPath, prompt: str) -> Tensor:
     """Text embedding ``(1, 77, width)`` in fp32, by the text tower of the base folder."""
     folder = _base_folder(base, "text_encoder", "tokenizer")
-    transformers = extra("transformers")
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    tower = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).float()
-    length = tower.config.max_position_embeddings
-    tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    tower = extra("transformers").CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).float()
     with torch.inference_mode():
-        return tower(tokens.input_ids)[0]  # type: ignore[no-any-return]
+        return tower(tokenise(folder, [prompt]))[0]  # type: ignore[no-any-return]
+
+
+def tokenise(base: StrPath, texts: list[str]) -> Tensor:
+    """Token ids ``(n, 77)`` by the tokenizer of the base folder; longer texts are cut."""
+    folder = _base_folder(base, "tokenizer") / "tokenizer"
+    tokenizer = extra("transformers").CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    tokens = tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    return tokens.input_ids  # type: ignore[no-any-return]
 
 
 def _base_folder(base: StrPath, *parts: str) -> Path:
