@@ -16,6 +16,7 @@ class Case:
         arguments: what makes it small, and its restarts frequent.
         restarts: first frames after a restart or at a border of its grid, within 120 frames.
         network_runs: how often the network may run for 120 frames of linear playback, extra runs for context included.
+        long: frames of a clip that is long for it.
         scale: output over source size.
     """
 
@@ -23,6 +24,7 @@ class Case:
     arguments: dict[str, object]
     restarts: tuple[int, ...]
     network_runs: int
+    long: int = 3000
     scale: int = 4
 
 
