@@ -153,5 +153,5 @@ def masked_window_attention(
         query = F.linear(flat_tokens.index_select(0, chosen.flatten()), weight[:channels], bias[:channels])
         query = query.view(*chosen.shape, heads, channels // heads).transpose(1, 2)
         attended = F.scaled_dot_product_attention(query, key[part], value[part], attn_mask=mask)
-        result = result.index_copy(0, places.flatten(), attended.transpose(1, 2).reshape(-1, channels))
+        result.index_copy_(0, places.flatten(), attended.transpose(1, 2).reshape(-1, channels))
     return result[:total]

@@ -79,6 +79,7 @@ class PropagationModule(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
+        self.apply(_initialise)
         self.register_load_state_dict_pre_hook(_drop_unused)  # type: ignore[no-untyped-call]
 
     def forward(
@@ -102,6 +103,13 @@ class PropagationModule(nn.Module):
             x = stage(x, stack, memories, first, gate, sparse)
             first += depth
         return frames[-1] + _convolve(self.conv_after_body, self.norm(x))
+
+
+def _initialise(module: nn.Module) -> None:
+    """Swin's: truncated normal weights and zero biases in linear layers."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
 
 
 def _bind(gate: BlockGate, index: int) -> Callable[[Tensor], Tensor]:
