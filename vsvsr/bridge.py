@@ -59,10 +59,10 @@ class FilterInstance:
 
 
 def open_filter(
-    name: str, arguments: dict[str, list[Value]], video_format: str, width: int, height: int
+    name: str, arguments: dict[str, list[Value]], video_format: str, width: int, height: int, frames: int
 ) -> tuple[FilterInstance, int]:
     """Create a filter for a clip; returns it with its scale."""
-    clip = Clip(format=video_format, width=width, height=height)
+    clip = Clip(format=video_format, width=width, height=height, frames=frames)
     opened = FILTERS[name].open(arguments, clip)
     return FilterInstance(opened, clip), opened.scale
 

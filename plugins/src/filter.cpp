@@ -145,6 +145,7 @@ void Instance::open(const VSMap *arguments) {
     values.push_back(python::text(format));
     values.push_back(python::integer(video_.width));
     values.push_back(python::integer(video_.height));
+    values.push_back(python::integer(video_.numFrames));
     std::vector<Ref> opened = python::toVector(python::callBridge("open_filter", std::move(values)));
     session_ = std::move(opened.at(0));
     const int scale = static_cast<int>(python::toInteger(opened.at(1)));

@@ -15,11 +15,13 @@ class Clip:
         format: VapourSynth's name, such as RGBS; empty when it varies.
         width: pixels; 0 when it varies.
         height: pixels; 0 when it varies.
+        frames: length.
     """
 
     format: str
     width: int
     height: int
+    frames: int
 
     def require_float_rgb(self) -> None:
         """Raise what the user has to do when the clip is not RGBS or RGBH of a constant, sufficient size."""

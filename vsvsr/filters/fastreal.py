@@ -25,13 +25,17 @@ def create(settings: FastRealSettings, clip: Clip) -> "Opened":
     from vsvsr import weights
     from vsvsr.filters.opened import Opened, choose_device
     from vsvsr.filters.recurrent_network import RecurrentNetwork
+    from vsvsr.filters.tiling import TileGrid
     from vsvsr.models.fastreal import load_fastreal
     from vsvsr.streaming import RecurrentSession, Segments
 
     device = choose_device(settings.device_index)
     network = load_fastreal(weights.find(settings.model_path or settings.model or DEFAULT_MODEL)).to(device)
+    tiles = TileGrid(
+        clip.width, clip.height, settings.tile, settings.tile_pad, smallest=network.min_side, scale=network.scale
+    )
     session = RecurrentSession(
-        RecurrentNetwork(network, device, clip, settings.tile, settings.tile_pad),
+        RecurrentNetwork(network, device, tiles),
         Segments(length=settings.segment, warmup=settings.warmup),
         budget=settings.state_cache * 1_000_000,
         preview=settings.preview,

@@ -105,6 +105,29 @@ class RecurrentSettings(SharedSettings):
         check(self.state_cache >= 0, "state_cache", self.state_cache, "0 or more megabytes")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChunkedSettings(SharedSettings):
+    """What every filter takes whose network looks both ways.
+
+    Attributes:
+        length: frames of a chunk.
+        overlap: frames of context before and after a chunk.
+        state_cache: megabytes for finished frames that may be asked for again.
+        scene_change: end chunks at frames with `_SceneChangePrev`.
+    """
+
+    length: int = 30
+    overlap: int = 5
+    state_cache: int = 256
+    scene_change: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.length >= 1, "length", self.length, "1 or more")
+        check(self.overlap >= 0, "overlap", self.overlap, "0 or more")
+        check(self.state_cache >= 0, "state_cache", self.state_cache, "0 or more megabytes")
+
+
 def check(fine: bool, name: str, given: object, allowed: str) -> None:
     """Raise the one-line error for an argument that is not ``fine``."""
     if not fine:

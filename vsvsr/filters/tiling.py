@@ -1,9 +1,15 @@
-"""Spatial tiles: where they lie, and how much each counts where they overlap."""
+"""Spatial tiles: where they lie, and how they are blended where they overlap."""
 
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+type Write = Callable[[Sequence[Tensor]], None]
+"""Writes the top left of a picture into three 2-D tensors of one size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +54,62 @@ def spans(length: int, tile: int, pad: int, smallest: int, scale: int) -> tuple[
         Span(first, last - first, ramp / total[first * scale : last * scale])
         for (first, last), ramp in zip(ranges, ramps, strict=True)
     )
+
+
+class TileGrid:
+    """The tiles of a clip's frames, each of which is a clip of its own to the network.
+
+    Args:
+        width: source pixels.
+        height: source pixels.
+        tile: width and height of a tile, 0 = everything.
+        pad: source pixels of context around every tile.
+        smallest: frames and tiles have sides of at least this; smaller frames are padded by repeating their border.
+        scale: output pixels per source pixel.
+    """
+
+    def __init__(self, width: int, height: int, tile: Sequence[int], pad: int, *, smallest: int, scale: int) -> None:
+        self._padding = (0, max(smallest - width, 0), 0, max(smallest - height, 0))
+        columns = spans(width + self._padding[1], tile[0], pad, smallest, scale)
+        rows = spans(height + self._padding[3], tile[1], pad, smallest, scale)
+        self._tiles = list(itertools.product(rows, columns))
+        self._scale = scale
+
+    def pad(self, frame: Tensor) -> Tensor:
+        """The frame ``(1, 3, h, w)``, with sides large enough."""
+        return F.pad(frame, self._padding, mode="replicate") if any(self._padding) else frame
+
+    def cut(self, frame: Tensor) -> list[Tensor]:
+        """Every tile of a padded frame ``(1, 3, h, w)``, as views."""
+        return [
+            frame[..., rows.start : rows.start + rows.size, columns.start : columns.start + columns.size]
+            for rows, columns in self._tiles
+        ]
+
+    def write(self, parts: Sequence[Write], planes: Sequence[Tensor]) -> None:
+        """Have every tile written into ``planes``, blended where they overlap; one tile writes there directly."""
+        if len(parts) == 1:
+            parts[0](planes)
+            return
+        for plane in planes:
+            plane.zero_()
+        for part, (rows, columns) in zip(parts, self._tiles, strict=True):
+            size = (3, rows.size * self._scale, columns.size * self._scale)
+            picture = torch.empty(size, device=planes[0].device)
+            part(picture.unbind())
+            picture *= (rows.weight[:, None] * columns.weight).to(picture.device)
+            top, left = rows.start * self._scale, columns.start * self._scale
+            for plane, channel in zip(planes, picture, strict=True):
+                target = plane[top : top + channel.shape[0], left : left + channel.shape[1]]
+                target += channel[: target.shape[0], : target.shape[1]]
+
+
+def write_frame(write: Write, planes: Sequence[Tensor], device: torch.device) -> None:
+    """Have a frame written into the host's planes, by way of the device's memory where they differ."""
+    if device.type == "cpu":
+        write(planes)
+        return
+    picture = torch.empty((len(planes), *planes[0].shape), dtype=planes[0].dtype, device=device)
+    write(picture.unbind())
+    for plane, channel in zip(planes, picture, strict=True):
+        plane.copy_(channel)

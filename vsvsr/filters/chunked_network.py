@@ -1,0 +1,53 @@
+"""A network that sees chunks as the streaming engine wants it: planes in, planes out, tile by tile."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vsvsr.filters.tiling import TileGrid, Write, write_frame
+from vsvsr.frames import Planes, read
+
+
+class Chunks(Protocol):
+    """What a network offers that looks both ways."""
+
+    def __call__(self, frames: Sequence[Tensor], emit: range) -> Iterator[Write]:
+        """The frames in ``emit``, one by one, as functions that write them; ``frames`` are ``(1, 3, h, w)``."""
+        ...
+
+
+class ChunkedNetwork:
+    """Feeds a network from VapourSynth's planes and lets it write into them.
+
+    Args:
+        chunks: the network.
+        device: where it is.
+        tiles: spatial tiles, each of which is a clip of its own.
+        result_size: bytes that a frame takes before it is written.
+    """
+
+    def __init__(self, chunks: Chunks, device: torch.device, tiles: TileGrid, result_size: int) -> None:
+        self._chunks = chunks
+        self._device = device
+        self._tiles = tiles
+        self._result_size = result_size
+
+    def read(self, frame: Planes) -> Tensor:
+        """See `ChunkModel.read`."""
+        return self._tiles.pad(read(frame, self._device))
+
+    def run(self, pictures: Sequence[Tensor], emit: range, first: int) -> Iterator[tuple[Write, ...]]:
+        """See `ChunkModel.run`."""
+        cut = zip(*(self._tiles.cut(picture) for picture in pictures), strict=True)
+        return zip(*(self._chunks(part, emit) for part in cut), strict=True)
+
+    def render(self, result: tuple[Write, ...], output: Planes) -> None:
+        """See `ChunkModel.render`."""
+        write_frame(partial(self._tiles.write, result), output.views(), self._device)
+
+    def size(self, result: tuple[Write, ...]) -> int:
+        """See `ChunkModel.size`."""
+        return self._result_size
