@@ -1,5 +1,7 @@
 """Window attention over three frames for the positions of the current frame that are kept (MIA-VSR, eq. 4 to 6)."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +9,8 @@ from torch import Tensor
 # Kept queries of a window are padded to one of these counts; a fuller window takes all its positions. Finer steps cost
 # more in gathered bias rows than they save.
 _BUCKETS = (16, 32)
+_FULL = len(_BUCKETS) + 1
+_KINDS = 4
 
 
 def window_table(height: int, width: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -59,6 +63,50 @@ def shifted_bias(position_bias: Tensor, window: int, shift: int) -> Tensor:
     return position_bias + regions.repeat(1, 1, frames)[:, None]
 
 
+class _Windows(NamedTuple):
+    """The windows that have work to do, sorted by level (how many queries they are padded to) and kind.
+
+    Attributes:
+        pixels: raster index in the batch of frames ``(windows, positions)``; anything where a position is padding.
+        padding: bool, likewise.
+        kept: bool, likewise: positions whose result is wanted.
+        target: row of the result, one behind the last where nothing is wanted.
+        groups: level, kind and number of the windows in each run of equal ones.
+        total: rows of the result.
+    """
+
+    pixels: Tensor
+    padding: Tensor
+    kept: Tensor
+    target: Tensor
+    groups: list[tuple[int, int, int]]
+    total: int
+
+
+def _plan(table: Tensor, kinds: Tensor, size: tuple[int, int, int], keep: Tensor | None) -> _Windows:
+    """Choose and sort windows for frames of ``size`` (batch, height, width)."""
+    batch, height, width = size
+    pixels = height * width
+    padding = (table == pixels).expand(batch, -1, -1)
+    items = torch.arange(batch, device=table.device)[:, None, None] * pixels
+    places = (table + items).masked_fill(padding, 0)
+    if keep is None:
+        total, kept, target = batch * pixels, ~padding, places
+    else:
+        flat = keep.flatten()
+        total, kept, target = int(flat.sum()), flat[places] & ~padding, (flat.cumsum(0) - 1)[places]
+    target = target.masked_fill(~kept, total)
+    level = torch.bucketize(kept.sum(2), torch.tensor((0, *_BUCKETS), device=table.device))
+    if keep is None:
+        level.fill_(_FULL)
+    key, order = (level * _KINDS + kinds).flatten().sort(stable=True)
+    sizes = torch.bincount(key, minlength=(_FULL + 1) * _KINDS).tolist()
+    order = order[sum(sizes[:_KINDS]) :]
+    groups = [(*divmod(group, _KINDS), size) for group, size in enumerate(sizes) if group >= _KINDS and size]
+    places, padding, kept, target = (x.flatten(0, 1).index_select(0, order) for x in (places, padding, kept, target))
+    return _Windows(places, padding, kept, target, groups, total)
+
+
 def masked_window_attention(
     tokens: Tensor,
     weight: Tensor,
@@ -90,68 +138,41 @@ def masked_window_attention(
         ``(kept pixels, c)`` in raster order, before the output projection.
     """
     batch, frames, height, width, channels = tokens.shape
-    pixels, positions = height * width, window**2
-    heads = len(position_bias)
+    heads, positions = position_bias.shape[:2]
     biases = shifted_bias(position_bias, window, shift)
     table, kinds = window_table(height, width, window, shift, tokens.device)
-    padded = table.numel() != pixels
-    items = torch.arange(batch, device=tokens.device)[:, None, None]
-    padding = (table == pixels).expand(batch, -1, -1)
-    queries = table + items * pixels
-    if keep is None:
-        kept, total = ~padding, batch * pixels
-        target = queries
-    else:
-        flat = keep.flatten()
-        kept = ~padding & flat[queries.masked_fill(padding, 0)] if padded else flat[queries]
-        total = int(flat.sum())
-        target = (flat.cumsum(0) - 1)[queries.masked_fill(padding, 0)]
-    # Results of padding and of pixels that only fill up a bucket go to one row behind the others, and are dropped.
-    target = target.masked_fill(~kept, total).flatten(0, 1)
-    sources = (table + items * (frames * pixels)).flatten(0, 1)
-    padding, kept, kinds = padding.flatten(0, 1), kept.flatten(0, 1), kinds.repeat(batch)
+    plan = _plan(table, kinds, (batch, height, width), keep)
 
-    # Windows are sorted by bucket and kind, so that each group is one call on views.
-    counts = kept.sum(1)
-    bucket = torch.bucketize(counts, torch.tensor((0, *_BUCKETS), device=tokens.device))
-    groups = bucket * len(biases) + kinds
-    if keep is None:
-        groups = (len(_BUCKETS) + 1) * len(biases) + kinds
-    groups, order = groups.sort(stable=True)
-    sizes = torch.bincount(groups, minlength=(len(_BUCKETS) + 2) * len(biases)).tolist()
-    order = order[sum(sizes[: len(biases)]) :]
-    sources, padding, target, kept = sources[order], padding[order], target[order], kept[order]
-
-    offsets = torch.arange(frames, device=tokens.device)[:, None] * pixels
-    rows = (sources[:, None] + offsets).masked_fill(padding[:, None], 0)
-    flat_tokens = tokens.reshape(-1, channels)
-    windows = flat_tokens.index_select(0, rows.flatten()).view(-1, frames * positions, channels)
-    if padded:
-        windows = windows.masked_fill(padding.repeat(1, frames)[..., None], 0.0)
+    # Rows of the tokens: frames lie one behind the other within an item of the batch.
+    pixels = height * width
+    item = plan.pixels // pixels
+    first_frame = (plan.pixels + item * ((frames - 1) * pixels))[:, None]
+    rows = first_frame + torch.arange(frames, device=tokens.device)[:, None] * pixels
+    flat = tokens.reshape(-1, channels)
+    windows = flat.index_select(0, rows.flatten()).view(-1, frames * positions, channels)
+    if table.numel() != pixels:
+        windows = windows.masked_fill(plan.padding.repeat(1, frames)[..., None], 0.0)
     key, value = (
         F.linear(windows, weight[channels:], bias[channels:])
         .view(-1, frames * positions, 2, heads, channels // heads)
         .permute(2, 0, 3, 1, 4)
     )
 
-    result = tokens.new_empty(total + 1, channels)
-    first = 0
-    for group, size in enumerate(sizes):
-        level, kind = divmod(group, len(biases))
-        if level == 0 or size == 0:
-            continue
-        part = slice(first, first + size)
-        first += size
-        chosen, places = rows[part, -1], target[part]
+    # Padding and pixels that only fill up a window's queries share one row behind the others, which is dropped.
+    result = tokens.new_empty(plan.total + 1, channels)
+    start = 0
+    for level, kind, count in plan.groups:
+        part = slice(start, start + count)
+        start += count
+        chosen, target = rows[part, -1], plan.target[part]
         mask = biases[kind][None]  # the CPU's fast path wants four dimensions
-        if level <= len(_BUCKETS):
-            # Kept positions first.
-            pick = kept[part].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : _BUCKETS[level - 1]]
-            chosen, places = chosen.gather(1, pick), places.gather(1, pick)
+        if level < _FULL:
+            pick = plan.kept[part].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : _BUCKETS[level - 1]]
+            chosen, target = chosen.gather(1, pick), target.gather(1, pick)
             mask = mask[0].transpose(0, 1).flatten(1).index_select(0, pick.flatten())
             mask = mask.view(*pick.shape, heads, -1).transpose(1, 2)
-        query = F.linear(flat_tokens.index_select(0, chosen.flatten()), weight[:channels], bias[:channels])
+        query = F.linear(flat.index_select(0, chosen.flatten()), weight[:channels], bias[:channels])
         query = query.view(*chosen.shape, heads, channels // heads).transpose(1, 2)
         attended = F.scaled_dot_product_attention(query, key[part], value[part], attn_mask=mask)
-        result.index_copy_(0, places.flatten(), attended.transpose(1, 2).reshape(-1, channels))
-    return result[:total]
+        result.index_copy_(0, target.flatten(), attended.transpose(1, 2).reshape(-1, channels))
+    return result[: plan.total]
