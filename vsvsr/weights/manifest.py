@@ -83,5 +83,15 @@ MANIFEST: tuple[Weights, ...] = (
         "1baaf4RSpzs_zcDAF_s2CyArrGvLgmXxW",
         "e9bf46ebb478abfc3002572ae67194f6b99fed5070262d75ec537f9b9df4477e",
     ),
+    _shipped(
+        "fastreal-compact-x4", "FastReal", 633_076, "78fa75c0a9b97a9dd879378dfe99a11309a90830f8b8a0db48d231e479269ffe"
+    ),
+    _shipped(
+        "skip-estimators-BasicVSR_REDS4",
+        "Skip",
+        1_448,
+        "56abaffc98e9fcc2b22dd13c98bc22da4634e09c976106c8c4ebc0f9150fa62c",
+    ),
+    _shipped("spynet-reds4", "FastReal", 5_767_640, "026e09fd12361c486bbc8fa82f3e82979f188766f9d58f76fbeee98eb1fda9e5"),
 )
 """Shipped files go here as ``_shipped("name", "Filter", bytes, "sha256"),`` and into ``vsvsr/weights/shipped``."""
