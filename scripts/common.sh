@@ -21,9 +21,9 @@ find_python() {
     fail "no Python >= 3.12 with venv was found; install one (on Debian and Ubuntu: python3.12 and python3.12-venv)"
 }
 
-# What an installation depends on. It is editable: everything else in vsvsr/ takes effect by itself.
+# What an installation depends on. It is editable: every other change of Python takes effect by itself.
 fingerprint() {
-    find pyproject.toml plugins vsvsr/filters triton_kernels -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum
+    find pyproject.toml plugins vsvsr/filters -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum
 }
 
 # prepare EXTRA: .venv with vsvsr[EXTRA] in it. A prepared one is left alone until its fingerprint changes.
