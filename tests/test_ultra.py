@@ -615,6 +615,8 @@ def test_tiles_cover_the_plane_and_blend_without_a_seam() -> None:
         blended = tiles.blend([tile.repeat_interleave(8, 2).repeat_interleave(8, 3) for tile in tiles.cut(plane)], 8)
         assert torch.allclose(blended, enlarged, atol=1e-6)
     assert len(Tiles(16, 24, tile=16, overlap=8)) == 2
+    # 1440 x 2560 pixels: equal tiles instead of some that overlap almost wholly.
+    assert (len(Tiles(180, 320, tile=96, overlap=32)), Tiles(180, 320, tile=96, overlap=32).size) == (15, (88, 96))
     assert len(Tiles(16, 16, tile=16, overlap=8)) == 1
 
 

@@ -15,14 +15,18 @@ class Tiles:
     Args:
         height: of the plane.
         width: of the plane.
-        tile: side of a tile; a shorter side of the plane is not cut.
-        overlap: of neighbours; the last ones overlap more, so that they end with the plane.
+        tile: largest side of a tile; a shorter side of the plane is not cut.
+        overlap: of neighbours, at least.
+
+    Attributes:
+        size: height and width of the tiles: multiples of 8 (where the plane is cut), as small as their number allows.
     """
 
     def __init__(self, height: int, width: int, *, tile: int, overlap: int) -> None:
         self._height, self._width = height, width
         rows, columns = (_spans(length, tile, overlap) for length in (height, width))
         self._spans = [(row, column) for row in rows for column in columns]
+        self.size = rows[0][1], columns[0][1]
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -53,7 +57,10 @@ class Tiles:
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     if length <= tile:
         return [(0, length)]
-    starts = [*range(0, length - tile, tile - overlap), length - tile]
+    count = -(-(length - overlap) // (tile - overlap))
+    # Equal tiles of the next multiple of 8, spread evenly.
+    tile = min(tile, -(-(length + (count - 1) * overlap) // (8 * count)) * 8)
+    starts = [round(place * (length - tile) / (count - 1)) for place in range(count)]
     return [(start, start + tile) for start in starts]
 
 
