@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from vsvsr.ops import flow_warp
 
-_WIDTH = 32
-_WINDOW = 9
+_WIDTH = 16
+_WINDOW = 5
 _NOISE = 3e-4
 """Regularises the motion where the picture is flat: the squared gradient that noise and compression make."""
 
@@ -19,10 +19,10 @@ def _average(x: Tensor) -> Tensor:
 
 
 def lucas_kanade(reference: Tensor, warped: Tensor) -> Tensor:
-    """One step of least-squares motion (Lucas and Kanade, 1981) over a smooth window, all colours together.
+    """One step of least-squares motion (Lucas and Kanade, 1981) over a smooth window.
 
     Args:
-        reference: ``(n, 3, h, w)``.
+        reference: grey, ``(n, 1, h, w)``.
         warped: the support image warped by the motion so far, the same shape.
 
     Returns:
@@ -32,30 +32,29 @@ def lucas_kanade(reference: Tensor, warped: Tensor) -> Tensor:
     dx = (mean[..., 1:-1, 2:] - mean[..., 1:-1, :-2]) * 0.5
     dy = (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]) * 0.5
     dt = warped - reference
-    moments = torch.stack([(p * q).mean(1) for p, q in ((dx, dx), (dx, dy), (dy, dy), (dx, dt), (dy, dt))], dim=1)
-    xx, xy, yy, xt, yt = _average(_average(moments)).unbind(1)
+    moments = torch.cat((dx * dx, dx * dy, dy * dy, dx * dt, dy * dt), dim=1)
+    xx, xy, yy, xt, yt = _average(_average(moments)).split(1, dim=1)
     xx, yy = xx + _NOISE, yy + _NOISE
-    determinant = xx * yy - xy * xy
-    step = torch.stack((xy * yt - yy * xt, xy * xt - xx * yt), dim=1) / determinant[:, None]
+    step = torch.cat((xy * yt - yy * xt, xy * xt - xx * yt), dim=1) / (xx * yy - xy * xy)
     return step.clamp(-1.5, 1.5)
 
 
 class LightFlow(nn.Module):
-    """Coarse-to-fine flow at half the frame size: in each level a Lucas-Kanade step and a learned correction.
+    """Coarse-to-fine flow: in each level Lucas-Kanade steps on grey pictures, then a learned correction.
 
     Like SPyNet, ``flow(p)`` says that pixel ``p`` of the reference lies in the support image at ``p + flow(p)``. The
-    three 3x3 convolutions are shared by all levels; about 4,500 multiply-accumulates per pixel of the frame, a
-    seventieth of SPyNet. A new network corrects nothing.
+    three 3x3 convolutions are shared by all levels; about 4,500 multiply-accumulates per pixel, a seventieth of
+    SPyNet's. A new network corrects nothing: what is left is plain pyramidal Lucas-Kanade.
 
     Args:
-        levels: pyramid levels; the finest is half the frame size.
+        levels: pyramid levels; the finest has the size of the frame.
     """
 
-    def __init__(self, levels: int = 4) -> None:
+    def __init__(self, levels: int = 5) -> None:
         super().__init__()
         self.levels = levels
         self.correction = nn.Sequential(
-            nn.Conv2d(11, _WIDTH, 3, padding=1),
+            nn.Conv2d(5, _WIDTH, 3, padding=1),
             nn.LeakyReLU(0.1, inplace=True),
             nn.Conv2d(_WIDTH, _WIDTH, 3, padding=1),
             nn.LeakyReLU(0.1, inplace=True),
@@ -67,16 +66,14 @@ class LightFlow(nn.Module):
     def forward(self, reference: Tensor, support: Tensor) -> Tensor:
         """RGB in [0, 1], both ``(n, 3, h, w)``, to the flow ``(n, 2, h, w)`` in pixels, horizontal first."""
         height, width = reference.shape[-2:]
-        flow = self.pyramid(reference, support)[-1] * 2.0
-        flow = F.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=False)
-        return flow[..., :height, :width]
+        return self.pyramid(reference, support)[-1][..., :height, :width]
 
     def pyramid(self, reference: Tensor, support: Tensor) -> list[Tensor]:
         """The flow of each level, coarsest first, in pixels of that level."""
-        multiple = 2**self.levels
+        multiple = 2 ** (self.levels - 1)
         height, width = reference.shape[-2:]
         padding = (0, -width % multiple, 0, -height % multiple)
-        images = [[F.avg_pool2d(F.pad(x, padding, mode="replicate") - 0.5, 2)] for x in (reference, support)]
+        images = [[F.pad(x.mean(1, keepdim=True), padding, mode="replicate")] for x in (reference, support)]
         for image in images:
             for _ in range(self.levels - 1):
                 image.insert(0, F.avg_pool2d(image[0], 2))
@@ -86,8 +83,10 @@ class LightFlow(nn.Module):
                 flow = F.interpolate(flows[-1], scale_factor=2, mode="bilinear", align_corners=False) * 2.0
             else:
                 flow = ref.new_zeros(len(ref), 2, *ref.shape[-2:])
-            flow = flow + lucas_kanade(ref, flow_warp(supp, flow, padding="border"))
+            # The finest level costs more than all others together and has little left to find.
+            for _ in range(1 if len(flows) == self.levels - 1 else 2):
+                flow = flow + lucas_kanade(ref, flow_warp(supp, flow, padding="border"))
             warped = flow_warp(supp, flow, padding="border")
-            inputs = torch.cat((ref, warped, (ref - warped) * 8.0, flow), dim=1)
+            inputs = torch.cat((ref - 0.5, warped - 0.5, (ref - warped) * 8.0, flow), dim=1)
             flows.append(flow + self.correction(inputs.contiguous(memory_format=torch.channels_last)))
         return flows

@@ -1,0 +1,158 @@
+"""Training data and the stage-1 loop on tiny clips."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vsvsr.errors import UserError
+from vsvsr.models.fastreal import COMPACT, FastRealVSR, load_fastreal
+from vsvsr.ops import flow_warp
+from vsvsr.training.dataset import Dataset, DatasetConfig, build_dataset
+from vsvsr.training.degradation import Degradation, blur, blur_kernel, degrade, downsample
+from vsvsr.training.motion import synthetic_clip
+from vsvsr.training.train import TrainConfig, Trainer
+
+TINY = dataclasses.replace(COMPACT, channels=8, rb2_blocks=1, key_channels=4)
+DATA = DatasetConfig(clips=2, frames=6, size=(96, 128), seed=3)
+
+
+def photograph(seed: int) -> np.ndarray:
+    """Smooth colours with edges: something that flow and blur can act on."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((480, 400), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    for seed in range(2):
+        Image.fromarray(photograph(seed)).save(folder / f"{seed}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "clips"
+    build_dataset(sources, folder, DATA)
+    return folder
+
+
+def trainer(data: Path, folder: Path, config: TrainConfig) -> Trainer:
+    torch.manual_seed(0)
+    network = FastRealVSR(TINY)
+    clips = Dataset(data, network, crop=16)
+    return Trainer(network, config, training=clips, validation=clips, folder=folder, metadata={"recipe": "test"})
+
+
+def test_the_same_seed_builds_the_same_clips_to_the_byte(sources: Path, data: Path, tmp_path: Path) -> None:
+    build_dataset(sources, tmp_path, DATA)
+    for name in ("00000/gt.npy", "00001/lr.npy", "00001/motion.npy", "00000/clip.json"):
+        assert (tmp_path / name).read_bytes() == (data / name).read_bytes()
+
+
+def test_an_interrupted_build_carries_on_to_the_same_clips(sources: Path, data: Path, tmp_path: Path) -> None:
+    build_dataset(sources, tmp_path, dataclasses.replace(DATA, clips=1))
+    first = (tmp_path / "00000/lr.npy").stat().st_mtime_ns
+    build_dataset(sources, tmp_path, DATA)
+    assert (tmp_path / "00000/lr.npy").stat().st_mtime_ns == first
+    assert (tmp_path / "00001/lr.npy").read_bytes() == (data / "00001/lr.npy").read_bytes()
+
+
+def test_a_folder_without_pictures_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no pictures or videos below"):
+        build_dataset(tmp_path, tmp_path / "out", DATA)
+
+
+def test_the_recorded_flow_leads_each_frame_back_to_the_one_before() -> None:
+    checked = 0
+    for seed in range(12):
+        clip = synthetic_clip([photograph(0)], np.random.default_rng(seed), frames=6, size=(96, 128), scale=4)
+        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float()
+        small = downsample(frames, 4, "area")
+        flow = torch.from_numpy(clip.flow).float()
+        if float(flow.abs().mean()) < 0.3:
+            continue
+        inner = (..., slice(6, -6), slice(6, -6))
+        still = (small[1:] - small[:-1])[inner].abs().mean()
+        moved = (small[1:] - flow_warp(small[:-1], flow, padding="border"))[inner].abs().mean()
+        assert float(moved) < 0.5 * float(still)
+        checked += 1
+    assert checked >= 3
+
+
+def test_the_blur_is_the_convolution_with_its_kernel() -> None:
+    image = torch.rand(1, 40, 48, generator=torch.Generator().manual_seed(0))
+    kernel = blur_kernel((2.0, 0.7), 0.4)
+    padded = torch.nn.functional.pad(image[None], (10, 10, 10, 10), mode="replicate")
+    # The kernel is symmetric about its centre, so correlation and convolution are one.
+    expected = torch.nn.functional.conv2d(padded, kernel.float()[None, None])[0]
+    torch.testing.assert_close(blur(image, kernel), expected, rtol=0, atol=2e-4)
+
+
+def test_more_noise_and_a_coarser_codec_lie_further_from_the_truth() -> None:
+    clip = synthetic_clip([photograph(1)], np.random.default_rng(0), frames=4, size=(96, 128), scale=4)
+    clean = downsample(torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float(), 4, "bicubic")
+    errors = []
+    for noise, crf in ((0.0, 10), (5.0, 18), (5.0, 40)):
+        result = degrade(clip.frames, Degradation(sigma=(0.2, 0.2), noise=noise, crf=crf), scale=4, seed=0)
+        assert result.shape == (4, 24, 32, 3)
+        errors.append(float((torch.from_numpy(result).permute(0, 3, 1, 2) - clean).square().mean()))
+    assert errors[0] < errors[1] < errors[2]
+
+
+def test_a_batch_holds_the_truth_of_its_frames(data: Path) -> None:
+    clips = Dataset(data, FastRealVSR(TINY), crop=16)
+    frames, truth, flows = clips.batch(np.random.default_rng(0), 3, 5)
+    assert (frames.shape, truth.shape, flows.shape) == ((3, 5, 3, 16, 16), (3, 5, 3, 64, 64), (3, 4, 2, 16, 16))
+    small = torch.nn.functional.avg_pool2d(truth.flatten(0, 1), 4).view_as(frames)
+    elsewhere = small.roll(4, dims=-1)
+    assert float((small - frames).abs().mean()) < 0.5 * float((elsewhere - frames).abs().mean())
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+    config = TrainConfig(steps=4, batch=1, frames=6, chunk=3, warmup=2)
+    whole = trainer(data, tmp_path / "whole", config)
+    whole.run()
+    broken = trainer(data, tmp_path / "broken", dataclasses.replace(config, save_minutes=0.0))
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_after(broken, 2).run()
+    resumed = trainer(data, tmp_path / "broken", config)
+    assert resumed.step == 2
+    resumed.run()
+    for name, value in whole.averaged.state_dict().items():
+        assert torch.equal(resumed.averaged.state_dict()[name], value), name
+
+
+def interrupt_after(target: Trainer, steps: int) -> Trainer:
+    """The trainer, stopped by the user when ``steps`` sequences are done."""
+    original = target._sequence
+
+    def sequence() -> float:
+        if target.step == steps:
+            raise KeyboardInterrupt
+        return original()
+
+    target._sequence = sequence  # type: ignore[method-assign]
+    return target
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_loss_falls_and_the_flow_stays_as_it_was(data: Path, tmp_path: Path, bf16: bool) -> None:
+    config = TrainConfig(steps=25, batch=2, frames=6, chunk=6, warmup=5, learning_rate=3e-3, bf16=bf16)
+    tiny = trainer(data, tmp_path, config)
+    flow = {name: value.clone() for name, value in tiny.network.flow_estimator.state_dict().items()}
+    losses = []
+    for tiny.step in range(config.steps):
+        losses.append(tiny._sequence())
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:4])
+    assert all(torch.equal(flow[name], value) for name, value in tiny.network.flow_estimator.state_dict().items())
+
+
+def test_exported_weights_load_and_tell_their_recipe(data: Path, tmp_path: Path) -> None:
+    trainer(data, tmp_path, TrainConfig(steps=1, batch=1, frames=6, chunk=6)).run()
+    assert load_fastreal(tmp_path / "best.safetensors").config == TINY
+    assert (tmp_path / "log.csv").read_text().startswith("1,")

@@ -1,0 +1,187 @@
+"""Degraded clips on disk: built once from photographs and videos, read at random by the trainer."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vsvsr.errors import UserError
+from vsvsr.models.fastreal import FastRealVSR
+from vsvsr.training.degradation import Degradation, degrade
+from vsvsr.training.motion import synthetic_clip
+from vsvsr.training.video import read_video, video_size
+
+_PICTURES = {".jpg", ".jpeg", ".png"}
+_VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """What `build_dataset` makes.
+
+    Attributes:
+        clips: how many.
+        frames: length of each.
+        size: height and width of the high-resolution frames, multiples of ``2 * scale``.
+        scale: 2 or 4.
+        video_share: share of the clips cut from real videos, when there are any.
+        seed: clip ``i`` is a function of the source files, these settings and ``(seed, i)``.
+    """
+
+    clips: int
+    frames: int = 30
+    size: tuple[int, int] = (320, 448)
+    scale: int = 4
+    video_share: float = 0.5
+    seed: int = 0
+
+
+def find_sources(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Pictures and videos below ``folder``, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    pictures = [path for path in files if path.suffix.lower() in _PICTURES]
+    videos = [path for path in files if path.suffix.lower() in _VIDEOS]
+    if not pictures and not videos:
+        raise UserError(
+            f"no pictures or videos below {folder}; give a folder with jpg, png, mp4, mkv, webm, mov or avi"
+        )
+    return pictures, videos
+
+
+def load_photograph(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """A photograph ``(h, w, 3)``, halved while it stays large: that removes JPEG blocks and sensor noise.
+
+    A picture smaller than ``size`` is enlarged to it.
+    """
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    while min(image.size) >= 1400:
+        image = image.reduce(2)
+    enlarge = max(size[0] / image.height, size[1] / image.width)
+    if enlarge > 1:
+        wanted = (round(image.width * enlarge) + 1, round(image.height * enlarge) + 1)
+        image = image.resize(wanted, Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> np.ndarray | None:
+    """A random piece of a video, or None where it is too small or too short."""
+    height, width = video_size(path)
+    if height < config.size[0] or width < config.size[1]:
+        return None
+    frames = read_video(path, first=int(rng.integers(0, 200)), frames=config.frames)
+    if len(frames) < config.frames:
+        return None
+    top, left = (int(rng.integers(0, side - want + 1)) for side, want in zip((height, width), config.size, strict=True))
+    return frames[:, top : top + config.size[0], left : left + config.size[1]]
+
+
+def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
+    """Write clips ``00000``, ``00001``, ... below ``target``; those that are there already are kept.
+
+    Each is a folder with ``gt.npy`` ``(t, h, w, 3)`` and ``lr.npy`` (uint8), ``clip.json`` (degradation), and for
+    synthetic clips ``motion.npy``, the true flow.
+    """
+    pictures, videos = find_sources(sources)
+    photographs = [load_photograph(path, config.size) for path in pictures]
+    target.mkdir(parents=True, exist_ok=True)
+    for index in range(config.clips):
+        folder = target / f"{index:05d}"
+        if (folder / "clip.json").exists():
+            continue
+        rng = np.random.default_rng((config.seed, index))
+        folder.mkdir(exist_ok=True)
+        frames: np.ndarray | None = None
+        if videos and (not photographs or rng.random() < config.video_share):
+            frames = _video_clip(videos[int(rng.integers(len(videos)))], rng, config)
+        if frames is None:
+            if not photographs:
+                raise UserError(f"a video below {sources} is shorter or smaller than a training clip; remove it")
+            clip = synthetic_clip(photographs, rng, frames=config.frames, size=config.size, scale=config.scale)
+            frames = clip.frames
+            np.save(folder / "motion.npy", clip.flow)
+        degradation = Degradation.draw(rng)
+        np.save(folder / "gt.npy", frames)
+        np.save(folder / "lr.npy", degrade(frames, degradation, scale=config.scale, seed=int(rng.integers(2**31))))
+        (folder / "clip.json").write_text(json.dumps(asdict(degradation)))
+
+
+def _flow_key(network: FastRealVSR) -> str:
+    """Changes whenever the flows that a network computes change."""
+    digest = hashlib.sha256(network.config.flow.encode())
+    for name, value in sorted(network.flow_estimator.state_dict().items()):
+        digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _turn(x: Tensor, y: Tensor, flow: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Random flips and transposition of frames, truth and flow."""
+    if rng.random() < 0.5:
+        x, y, flow = x.flip(-1), y.flip(-1), flow.flip(-1) * torch.tensor((-1.0, 1.0)).view(1, 2, 1, 1)
+    if rng.random() < 0.5:
+        x, y, flow = x.flip(-2), y.flip(-2), flow.flip(-2) * torch.tensor((1.0, -1.0)).view(1, 2, 1, 1)
+    if rng.random() < 0.5:
+        x, y, flow = x.mT, y.mT, flow.mT.flip(1)
+    return x, y, flow
+
+
+class Dataset:
+    """Random crops of the clips below a folder, with flows computed once by the network that is trained.
+
+    Args:
+        folder: what `build_dataset` wrote.
+        network: its flow estimator is used, and its scale must be the data's.
+        crop: height and width of the low-resolution crops.
+    """
+
+    def __init__(self, folder: Path, network: FastRealVSR, *, crop: int) -> None:
+        self.folders = sorted(path.parent for path in folder.glob("*/clip.json"))
+        if not self.folders:
+            raise UserError(f"no training clips in {folder}; make some with: python -m vsvsr.training build")
+        self.scale, self.crop = network.scale, crop
+        self._flow_name = f"flow-{_flow_key(network)}.npy"
+        for path in self.folders:
+            if not (path / self._flow_name).exists():
+                self._write_flow(path, network)
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def batch(self, rng: np.random.Generator, size: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Random crops: frames ``(n, t, 3, h, w)``, truth ``(n, t, 3, s h, s w)``, flows ``(n, t - 1, 2, h, w)``."""
+        items = [self._item(self.folders[int(rng.integers(len(self)))], rng, frames) for _ in range(size)]
+        frames_, truth, flow = (torch.stack(parts) for parts in zip(*items, strict=True))
+        return frames_, truth, flow
+
+    def whole(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Clip ``index`` uncropped, as `batch` gives it, one sequence."""
+        folder = self.folders[index]
+        lr, gt = (torch.from_numpy(np.load(folder / name)) for name in ("lr.npy", "gt.npy"))
+        flow = torch.from_numpy(np.load(folder / self._flow_name)).float()
+        return lr.permute(0, 3, 1, 2)[None] / 255, gt.permute(0, 3, 1, 2)[None] / 255, flow[None]
+
+    def _item(self, folder: Path, rng: np.random.Generator, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        lr = np.load(folder / "lr.npy", mmap_mode="r")
+        gt = np.load(folder / "gt.npy", mmap_mode="r")
+        flow = np.load(folder / self._flow_name, mmap_mode="r")
+        first = int(rng.integers(0, len(lr) - frames + 1))
+        top, left = (int(rng.integers(0, side - self.crop + 1)) for side in lr.shape[1:3])
+        s, c = self.scale, self.crop
+        lr = lr[first : first + frames, top : top + c, left : left + c]
+        gt = gt[first : first + frames, s * top : s * (top + c), s * left : s * (left + c)]
+        flow = flow[first : first + frames - 1, :, top : top + c, left : left + c]
+        x = torch.from_numpy(np.array(lr)).permute(0, 3, 1, 2).float() / 255
+        y = torch.from_numpy(np.array(gt)).permute(0, 3, 1, 2).float() / 255
+        f = torch.from_numpy(np.array(flow)).float()
+        return _turn(x, y, f, rng)
+
+    def _write_flow(self, folder: Path, network: FastRealVSR) -> None:
+        frames = torch.from_numpy(np.load(folder / "lr.npy")).permute(0, 3, 1, 2) / 255
+        with torch.inference_mode():
+            flow = network.flow(frames[1:], frames[:-1])
+        np.save(folder / self._flow_name, flow.half().numpy())
