@@ -84,7 +84,7 @@ MANIFEST: tuple[Weights, ...] = (
         "e9bf46ebb478abfc3002572ae67194f6b99fed5070262d75ec537f9b9df4477e",
     ),
     _shipped(
-        "fastreal-compact-x4", "FastReal", 633_076, "78fa75c0a9b97a9dd879378dfe99a11309a90830f8b8a0db48d231e479269ffe"
+        "fastreal-compact-x4", "FastReal", 594_916, "5d79ef934cf049b98c51a81e0e0cc42ad425e8fcf07c3684dcb6473c77d33069"
     ),
     _shipped(
         "skip-estimators-BasicVSR_REDS4",
