@@ -1,5 +1,6 @@
 """UltraVSR: the released temporal shift module, the one-step pipeline, and exact bounded-memory inference."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -648,9 +649,9 @@ def upscaler(network: UltraVSR, **settings: Any) -> Upscaler:
 
 
 def rendered(settings: Upscaler, frames: torch.Tensor, emit: range, first: int | None = None) -> torch.Tensor:
-    """The frames of one call, written into strided views of one buffer."""
+    """The frames of one call, none asked for beyond the last, written into strided views of one buffer."""
     pictures = []
-    for restored in settings.upscale(list(frames), emit, first=first):
+    for restored in itertools.islice(settings.upscale(list(frames), emit, first=first), len(emit)):
         buffer = torch.full((3, frames.shape[-2] * 4, frames.shape[-1] * 4 + 7), torch.nan)
         settings.render(restored, buffer[..., : frames.shape[-1] * 4].unbind(0))
         assert buffer[..., frames.shape[-1] * 4 :].isnan().all()

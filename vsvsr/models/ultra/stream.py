@@ -209,10 +209,12 @@ class Upscaler:
         self._stream = None
         while stream.delivered < emit.stop:
             restored = stream.advance(frames)
-            if restored is not None and stream.delivered > emit.start:
-                yield restored
-        if first is not None:
-            self._stream = stream
+            if restored is None or stream.delivered <= emit.start:
+                continue
+            if stream.delivered == emit.stop and first is not None:
+                # Before the last frame goes out, after which nobody may ask again.
+                self._stream = stream
+            yield restored
 
     def _resume(self, emit: range, length: int, first: int | None) -> "Stream | None":
         """The last call's stream, if a new one would give the same frames in ``emit`` after more work."""
