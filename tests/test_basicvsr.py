@@ -124,3 +124,16 @@ def test_small_frames_are_extended_and_cropped(network: BasicVSR, height: int, w
         torch.testing.assert_close(
             output[:, : 4 * height - 8, : 4 * width - 8], reference[:, :-8, :-8], atol=1e-5, rtol=0
         )
+
+
+def test_half_precision_stays_close_and_keeps_flow_in_full(frames: list[Tensor]) -> None:
+    net = BasicVSR().eval().requires_grad_(False)
+    load(net, weights.install("BasicVSR_REDS4"))
+    small = [frame[:, :64, :64] for frame in frames[:2]]
+    expected = torch.stack(list(net.upscale(small, range(2))))
+    net.half()
+    assert net.fusion.weight.dtype == torch.float16
+    assert all(parameter.dtype == torch.float32 for parameter in net.spynet.parameters())
+    halves = torch.stack(list(net.upscale([frame.half() for frame in small], range(2))))
+    assert halves.dtype == torch.float16
+    torch.testing.assert_close(halves.float(), expected, atol=2e-2, rtol=0)

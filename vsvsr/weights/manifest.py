@@ -92,6 +92,12 @@ MANIFEST: tuple[Weights, ...] = (
         1_448,
         "56abaffc98e9fcc2b22dd13c98bc22da4634e09c976106c8c4ebc0f9150fa62c",
     ),
+    _shipped(
+        "skip-estimators-BasicVSR_Vimeo90K_BIx4",
+        "Skip",
+        1_456,
+        "73eb3bbf0a5713ef2f62f15a8c04ca43261db9ca874fec74ef3465b7324dfe67",
+    ),
     _shipped("spynet-reds4", "FastReal", 5_767_640, "026e09fd12361c486bbc8fa82f3e82979f188766f9d58f76fbeee98eb1fda9e5"),
 )
 """Shipped files go here as ``_shipped("name", "Filter", bytes, "sha256"),`` and into ``vsvsr/weights/shipped``."""

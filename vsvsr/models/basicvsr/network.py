@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -52,23 +52,23 @@ class BasicVSR(PixelShuffleHead):
         by the backward pass only, frames before it by the forward pass only.
 
         Args:
-            frames: a stretch of the clip, each ``(3, h, w)``, RGB in [0, 1].
+            frames: a stretch of the clip, each ``(1, 3, h, w)``, RGB in [0, 1].
             emit: a non-empty range of indices with step 1.
-            offload: keep the backward pass's features, ``256 h w`` bytes a frame, in host memory.
+            offload: keep the backward pass's features, ``256 h w`` bytes a frame in fp32, in host memory.
 
         Returns:
             For each frame a function that writes it into three planes: R, G and B, each ``(4h, 4w)`` with any strides,
-            type and device. Call it before asking for the next frame.
+            type and device. It may be called at any time, and again; it holds ``256 h w`` bytes.
         """
         height, width = frames[0].shape[-2:]
-        passes = self.passes([extend(frame[None]) for frame in frames], emit, offload=offload)
+        passes = self.passes([extend(frame) for frame in frames], emit, offload=offload)
         for i, features in zip(emit, passes, strict=True):
-            yield partial(self.render, features[..., :height, :width], frames[i][None])
+            yield partial(self.render, features[..., :height, :width], frames[i])
 
     def upscale(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Tensor]:
-        """``chunk`` into fresh tensors: the frames in ``emit`` as ``(3, 4h, 4w)``, not clamped."""
+        """``chunk`` with ``(3, h, w)`` frames, into fresh tensors ``(3, 4h, 4w)``, not clamped."""
         _, height, width = frames[0].shape
-        for write in self.chunk(frames, emit, offload=offload):
+        for write in self.chunk([frame[None] for frame in frames], emit, offload=offload):
             upscaled = frames[0].new_empty(3, 4 * height, 4 * width)
             write(upscaled.unbind(0))
             yield upscaled
@@ -97,7 +97,9 @@ class BasicVSR(PixelShuffleHead):
         self, trunk: Trunk, frame: Tensor, previous: Tensor | None, state: Tensor | None, split: Split | None = None
     ) -> Tensor:
         """One step of a pass: the state of ``previous`` moved to ``frame`` and refined; both ``None`` at the start."""
-        flow = None if previous is None else self.spynet(frame, previous)
+        # Flow is computed in SPyNet's own type: it stays fp32 in a network that is otherwise half precision.
+        precise = self.spynet.mean.dtype
+        flow = None if previous is None else self.spynet(frame.to(precise), previous.to(precise))
         if split is not None:
             frame, flow = split(frame), None if flow is None else split(flow)
         if state is None or flow is None:
@@ -105,6 +107,12 @@ class BasicVSR(PixelShuffleHead):
         else:
             warped = flow_warp(state, flow)
         return trunk(torch.cat((frame, warped), dim=1).contiguous(memory_format=torch.channels_last))
+
+    def half(self) -> Self:
+        """Half precision for all but SPyNet: flow in fp16 loses whole pixels."""
+        super().half()
+        self.spynet.float()
+        return self
 
     def trunk(self, direction: Direction) -> Trunk:
         """The trunk for one pass over one stretch: ``(n, 67, h, w)`` to ``(n, 64, h, w)``, called frame by frame."""

@@ -62,7 +62,7 @@ class SkipVSR(BasicVSR):
         if self.mode == "frame":
             yield from super().chunk(frames, emit, offload=offload)
             return
-        extended = [extend(frame[None]) for frame in frames]
+        extended = [extend(frame) for frame in frames]
         height, width = extended[0].shape[-2:]
         grid = PatchGrid(height, width, frames[0].device)
         passes = self.passes(extended, emit, split=grid.split, offload=offload)
