@@ -1,5 +1,6 @@
 """MIA-VSR: the authors' network to rounding, and masked work that is left out without a trace."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,6 +306,24 @@ def test_a_stretch_emits_the_frames_that_are_asked_for() -> None:
         assert torch.equal(part[1], whole[2])
         upscaled = list(network.upscale(frames[0].unbind(0), range(1, 3)))
         torch.testing.assert_close(upscaled[1], network(frames)[0, 2], rtol=1e-5, atol=1e-5)
+
+
+def test_features_are_released_as_the_next_pass_replaces_them() -> None:
+    network = small()
+    outputs: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+        outputs.append(weakref.ref(output))
+        alive.append(sum(reference() is not None for reference in outputs))
+
+    for module in network.patch_align.values():
+        module.register_forward_hook(count)
+    with torch.inference_mode():
+        for _ in network.features(clip(5, 64, 64).unbind(1), range(5)):
+            pass
+    assert len(alive) == 4 * 5
+    assert max(alive) <= 5 + 2
 
 
 def test_planes_of_any_stride_and_type_receive_the_picture() -> None:

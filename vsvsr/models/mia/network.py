@@ -110,9 +110,10 @@ class MIAVSR(PixelShuffleHead):
         last = MODULES[-1]
         for name in MODULES[:-1]:
             flows = backward if name.startswith("backward") else forward
-            refined = [store(x) for x in self._propagate(name, features, flows, gate, sparse)]
-            features = refined[::-1] if name.startswith("backward") else refined
-        del features[emit.stop :], refined
+            features = [store(x) for x in self._propagate(name, features, flows, gate, sparse)]
+            if name.startswith("backward"):
+                features.reverse()
+        del features[emit.stop :]
         device = frames[0].device
         for i, x in enumerate(self._propagate(last, features, forward, gate, sparse)):
             if i >= emit.start:
