@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
-from vsvsr.ops.block_skip import BlockWeights, TileGrid
+from vsvsr.ops.block_skip import DENSE_FRACTION, BlockWeights, TileGrid
 
 SAMPLE = 4
 """Change is measured at every fourth pixel in both directions: a sixteenth of the memory and time, the same average."""
@@ -60,7 +60,7 @@ class GatedTrunk:
       slow changes add up until the block runs;
     * ``hold=False``: the tile passes unchanged, as in the paper; ``reference`` is the input in the previous frame.
 
-    The first frame runs everywhere.
+    The first frame runs everywhere, and so does a block that would run on most tiles.
     """
 
     def __init__(
@@ -111,12 +111,15 @@ class GatedTrunk:
         change = tile_mean((samples - self._references[m]).abs(), self._tile)
         execution = torch.sigmoid(-F.linear(change, self._estimator.weight.float(), self._estimator.bias.float()))
         active = (execution[..., 0] >= self._threshold) & (self._threshold < 1)
-        if self._hold:
+        tiles = active.flatten().nonzero()[:, 0]
+        if len(tiles) > DENSE_FRACTION * active.numel():
+            # Running everywhere costs no more.
+            tiles = self._everywhere
+        if self._hold and len(tiles) < active.numel():
             side = self._tile // SAMPLE
-            moved = active.repeat_interleave(side, 1).repeat_interleave(side, 2)[
-                :, : samples.shape[1], : samples.shape[2]
-            ]
-            self._references[m] = torch.where(moved[..., None], samples, self._references[m])
+            moved = active.repeat_interleave(side, 1).repeat_interleave(side, 2)
+            moved = moved[:, : samples.shape[1], : samples.shape[2], None]
+            self._references[m] = torch.where(moved, samples, self._references[m])
         else:
             self._references[m] = samples
-        return active.flatten().nonzero()[:, 0]
+        return tiles
