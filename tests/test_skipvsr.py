@@ -19,7 +19,7 @@ from vsvsr.models.skipvsr.patches import PatchGrid
 from vsvsr.ops.block_skip import BlockWeights, TileGrid, block_skip_reference
 
 GOLDEN = Path(__file__).parent / "data" / "basicvsr_reds4_bikes.safetensors"
-CHECKPOINTS = ("BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4")
+CHECKPOINTS = ("BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4")
 
 
 @pytest.fixture

@@ -93,6 +93,12 @@ MANIFEST: tuple[Weights, ...] = (
         "56abaffc98e9fcc2b22dd13c98bc22da4634e09c976106c8c4ebc0f9150fa62c",
     ),
     _shipped(
+        "skip-estimators-BasicVSR_Vimeo90K_BDx4",
+        "Skip",
+        1_456,
+        "3d1f9e8c88f4276c41d9b8c8d5d846e9f4adf0cb095ea192893731996b3aae6b",
+    ),
+    _shipped(
         "skip-estimators-BasicVSR_Vimeo90K_BIx4",
         "Skip",
         1_456,
