@@ -14,8 +14,12 @@ class Case:
     Attributes:
         weights: name of the fixture that gives its weights file.
         arguments: what makes it small, and its restarts frequent.
-        restarts: first frames after a restart or at a border of its grid, within 120 frames.
-        network_runs: how often the network may run for 120 frames of linear playback, extra runs for context included.
+        restarts: first frames after a restart or at a border of its grid.
+        network_runs: how often the network may run in linear playback, extra runs for context included.
+        frames: length of the clip.
+        cuts: frames that start a scene.
+        requests: random ones.
+        tries: how often a frame must be asked for at most, until the filter knows which source frame fails.
         long: frames of a clip that is long for it.
         scale: output over source size.
     """
@@ -24,6 +28,10 @@ class Case:
     arguments: dict[str, object]
     restarts: tuple[int, ...]
     network_runs: int
+    frames: int = 120
+    cuts: tuple[int, ...] = (33, 34, 77)
+    requests: int = 300
+    tries: int = 1
     long: int = 3000
     scale: int = 4
 
@@ -34,6 +42,18 @@ CASES = {
         arguments={"segment": 20, "warmup": 5, "state_cache": 1},
         restarts=(20, 40, 60, 80, 100),
         network_runs=120 + 5 * 5,
+    ),
+    "MIA": Case(
+        weights="tiny_mia",
+        arguments={"length": 8, "overlap": 2, "refresh": 3},
+        restarts=(8, 16),
+        # Context of the chunks from 0, 8, 13, 14, 16 and 23 on, which cuts shorten.
+        network_runs=24 + (2 + 2 + 0 + 2 + 2 + 0),
+        frames=24,
+        cuts=(13, 14, 23),
+        requests=60,
+        tries=3,
+        long=200,
     ),
 }
 

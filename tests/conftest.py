@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 import vapoursynth as vs
+from safetensors.torch import save_file
 
 from tests.clips import clip_path
 from vsvsr.models.fastreal import FastRealVSR, save_fastreal
 from vsvsr.models.fastreal.config import COMPACT
+from vsvsr.models.mia import MIAVSR
 
 
 @pytest.fixture
@@ -41,3 +43,18 @@ def bikes(core: vs.Core) -> vs.VideoNode:
     """120 frames of a real clip, 48x32, RGBS."""
     clip = core.bs.VideoSource(str(clip_path("bikes.mp4")), cachemode=0)
     return core.resize.Bicubic(clip[:120], width=48, height=32, format=vs.RGBS, matrix_in_s="709")
+
+
+@pytest.fixture(scope="session")
+def tiny_mia(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A MIA network of one block a pass, whose masks are really mixed."""
+    torch.manual_seed(3)
+    network = MIAVSR(12, (1,), (2,), 8)
+    for name, parameter in network.named_parameters():
+        if "attn" in name or "mlp" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif "spynet" in name:
+            torch.nn.init.normal_(parameter, std=0.02 if parameter.dim() > 1 else 0.2)
+    path = tmp_path_factory.mktemp("weights") / "mia.safetensors"
+    save_file(network.state_dict(), path)
+    return path

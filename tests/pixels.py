@@ -23,7 +23,7 @@ def play(clip: vs.VideoNode, numbers: Iterable[int] | None = None, in_flight: in
 
     def collect() -> None:
         n, future = waiting.pop(0)
-        with future.result(timeout=120) as frame:
+        with future.result(timeout=300) as frame:
             fresh = digest(frame)
         assert result.setdefault(n, fresh) == fresh, f"frame {n} came out in two forms"
 

@@ -46,7 +46,7 @@ def test_a_view_never_reaches_beyond_the_last_row() -> None:
 def test_a_frame_that_was_read_outlives_the_planes(dtype: torch.dtype) -> None:
     backing, planes = memory(7, 16, dtype)
     expected = backing[:, :, :11].float().clone()
-    frame = read(planes, torch.device("cpu"))
+    frame = read(planes, torch.device("cpu"), torch.float32)
     backing.zero_()
     assert torch.equal(frame[0], expected)
 

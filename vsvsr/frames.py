@@ -34,9 +34,9 @@ class Planes:
         return torch.frombuffer(memory, dtype=self.dtype, count=count).as_strided((self.height, self.width), (pitch, 1))
 
 
-def read(planes: Planes, device: torch.device) -> Tensor:
-    """The frame as ``(1, 3, height, width)`` in fp32 on ``device``: the one copy that a state needs to outlive it."""
-    frame = torch.empty((1, len(planes.places), planes.height, planes.width), dtype=torch.float32, device=device)
+def read(planes: Planes, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The frame as ``(1, 3, height, width)`` on ``device``: the one copy that a state needs to outlive it."""
+    frame = torch.empty((1, len(planes.places), planes.height, planes.width), dtype=dtype, device=device)
     for target, plane in zip(frame[0], planes.views(), strict=True):
         target.copy_(plane)
     return frame

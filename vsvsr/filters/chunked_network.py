@@ -25,19 +25,23 @@ class ChunkedNetwork:
     Args:
         chunks: the network.
         device: where it is.
+        dtype: what it computes in.
         tiles: spatial tiles, each of which is a clip of its own.
         result_size: bytes that a frame takes before it is written.
     """
 
-    def __init__(self, chunks: Chunks, device: torch.device, tiles: TileGrid, result_size: int) -> None:
+    def __init__(
+        self, chunks: Chunks, device: torch.device, dtype: torch.dtype, tiles: TileGrid, result_size: int
+    ) -> None:
         self._chunks = chunks
         self._device = device
+        self._dtype = dtype
         self._tiles = tiles
         self._result_size = result_size
 
     def read(self, frame: Planes) -> Tensor:
         """See `ChunkModel.read`."""
-        return self._tiles.pad(read(frame, self._device))
+        return self._tiles.pad(read(frame, self._device, self._dtype))
 
     def run(self, pictures: Sequence[Tensor], emit: range, first: int) -> Iterator[tuple[Write, ...]]:
         """See `ChunkModel.run`."""

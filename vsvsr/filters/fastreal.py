@@ -23,19 +23,22 @@ DEFAULT_MODEL = "fastreal-compact-x4"
 def create(settings: FastRealSettings, clip: Clip) -> "Opened":
     """Load the network and make its streaming session."""
     from vsvsr import weights
-    from vsvsr.filters.opened import Opened, choose_device
+    from vsvsr.filters.opened import Opened, choose_device, compute_type
     from vsvsr.filters.recurrent_network import RecurrentNetwork
     from vsvsr.filters.tiling import TileGrid
     from vsvsr.models.fastreal import load_fastreal
     from vsvsr.streaming import RecurrentSession, Segments
 
     device = choose_device(settings.device_index)
+    dtype = compute_type(clip, device)
     network = load_fastreal(weights.find(settings.model_path or settings.model or DEFAULT_MODEL)).to(device)
+    if dtype.itemsize == 2:
+        network.half()
     tiles = TileGrid(
         clip.width, clip.height, settings.tile, settings.tile_pad, smallest=network.min_side, scale=network.scale
     )
     session = RecurrentSession(
-        RecurrentNetwork(network, device, tiles),
+        RecurrentNetwork(network, device, dtype, tiles),
         Segments(length=settings.segment, warmup=settings.warmup),
         budget=settings.state_cache * 1_000_000,
         preview=settings.preview,

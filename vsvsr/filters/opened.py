@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vsvsr.errors import UserError
+from vsvsr.filters.clip import Clip
 from vsvsr.frames import Planes
 from vsvsr.streaming import Session
 
@@ -33,3 +34,8 @@ def choose_device(index: int | None) -> torch.device:
         gpus = f"-1 (CPU) to {count - 1}" if count else "-1 (CPU); this machine has no CUDA device"
         raise UserError(f"device_index={index} is not possible; allowed: {gpus}")
     return torch.device("cpu") if index < 0 else torch.device("cuda", index)
+
+
+def compute_type(clip: Clip, device: torch.device) -> torch.dtype:
+    """fp16 for RGBH on a GPU. CPUs have no fast fp16: there the network computes in fp32 for both formats."""
+    return torch.float16 if clip.format == "RGBH" and device.type != "cpu" else torch.float32

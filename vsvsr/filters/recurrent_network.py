@@ -42,16 +42,23 @@ class RecurrentNetwork:
 
     With tiles, each tile carries a hidden state of its own through the clip: what happens beyond its context is unknown
     to it, so the picture differs from the untiled one.
+
+    Args:
+        network: on ``device``, in ``dtype``.
+        device: where it is.
+        dtype: what it computes in.
+        tiles: spatial tiles.
     """
 
-    def __init__(self, network: Network, device: torch.device, tiles: TileGrid) -> None:
+    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype, tiles: TileGrid) -> None:
         self._network = network
         self._device = device
+        self._dtype = dtype
         self._tiles = tiles
 
     def step(self, state: NetworkState | None, frame: Planes) -> NetworkState:
         """See `RecurrentModel.step`."""
-        current = self._tiles.pad(read(frame, self._device)).contiguous(memory_format=torch.channels_last)
+        current = self._tiles.pad(read(frame, self._device, self._dtype)).contiguous(memory_format=torch.channels_last)
         parts = self._tiles.cut(current)
         if state is None:
             return NetworkState(current, tuple(self._network.propagate(part, None, None) for part in parts))

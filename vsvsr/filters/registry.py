@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vsvsr.filters import fastreal
+from vsvsr.filters import fastreal, mia
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import Arguments, SharedSettings
 
@@ -17,12 +17,10 @@ class Filter[Settings: SharedSettings]:
     """One filter.
 
     Attributes:
-        name: as in ``core.vsvsr.<name>``.
         settings: its arguments.
         create: checks the clip, loads the weights and makes the session; imports torch.
     """
 
-    name: str
     settings: type[Settings]
     create: "Callable[[Settings, Clip], Opened]"
 
@@ -33,6 +31,7 @@ class Filter[Settings: SharedSettings]:
         return self.create(settings, clip)
 
 
-FILTERS = {
-    definition.name: definition for definition in (Filter("FastReal", fastreal.FastRealSettings, fastreal.create),)
+FILTERS: dict[str, Filter[Any]] = {
+    "FastReal": Filter(fastreal.FastRealSettings, fastreal.create),
+    "MIA": Filter(mia.MIASettings, mia.create),
 }
