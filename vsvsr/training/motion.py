@@ -89,7 +89,8 @@ def _source(photographs: list[np.ndarray], rng: Generator, size: tuple[int, int]
     photograph = photographs[int(rng.integers(len(photographs)))]
     height, width = photograph.shape[:2]
     largest = min(height / size[0], width / size[1])
-    zoom = min(rng.uniform(1.0, 2.5), max(largest, 1.0))
+    # Reduced pictures are sharp to the pixel, enlarged ones soft, as most real footage is.
+    zoom = min(2.0 ** rng.uniform(-1.2, 1.3), max(largest, 1.0))
     wanted = [min(side, math.ceil(target * zoom * 1.5)) for side, target in zip((height, width), size, strict=True)]
     top, left = (int(rng.integers(0, side - want + 1)) for side, want in zip((height, width), wanted, strict=True))
     piece = Image.fromarray(photograph[top : top + wanted[0], left : left + wanted[1]])

@@ -33,9 +33,9 @@ def lucas_kanade(reference: Tensor, warped: Tensor) -> Tensor:
     dy = (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]) * 0.5
     dt = warped - reference
     moments = torch.cat((dx * dx, dx * dy, dy * dy, dx * dt, dy * dt), dim=1)
-    xx, xy, yy, xt, yt = _average(_average(moments)).split(1, dim=1)
+    xx, xy, yy, xt, yt = _average(_average(moments)).chunk(5, dim=1)
     xx, yy = xx + _NOISE, yy + _NOISE
-    step = torch.cat((xy * yt - yy * xt, xy * xt - xx * yt), dim=1) / (xx * yy - xy * xy)
+    step: Tensor = torch.cat((xy * yt - yy * xt, xy * xt - xx * yt), dim=1) / (xx * yy - xy * xy)
     return step.clamp(-1.5, 1.5)
 
 

@@ -1,0 +1,50 @@
+"""``vsvsr evaluate``: how good a clip is, with or without the truth."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer()
+
+
+@app.command()
+def evaluate(
+    clip: Annotated[Path, typer.Argument(help="The video to judge.")],
+    truth: Annotated[Path | None, typer.Argument(help="What it should look like: same size, same frames.")] = None,
+    source: Annotated[Path | None, typer.Option(help="The small video: adds bicubic and Lanczos to compare.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="How many frames to judge.")] = 100,
+    sheet: Annotated[Path | None, typer.Option(help="Write crops side by side to this PNG.")] = None,
+) -> None:
+    """PSNR and SSIM (Y and RGB) and flicker against the truth, NIQE without it."""
+    from vsvsr.evaluation import compare
+    from vsvsr.models.fastreal.flow import LightFlow
+    from vsvsr.training.video import read_video
+
+    clips = {clip.stem: compare.to_tensor(read_video(clip, frames=frames))}
+    size = (clips[clip.stem].shape[2], clips[clip.stem].shape[3])
+    if source is not None:
+        small = compare.to_tensor(read_video(source, frames=frames))
+        clips["bicubic"] = compare.enlarge(small, size, Image.Resampling.BICUBIC)
+        clips["Lanczos"] = compare.enlarge(small, size, Image.Resampling.LANCZOS)
+    reference = None if truth is None else compare.to_tensor(read_video(truth, frames=frames))
+    table = Table("clip", "PSNR-Y", "PSNR", "SSIM-Y", "SSIM", "flicker", "NIQE", box=None, pad_edge=False)
+    for name, pictures in clips.items():
+        cells = ["", "", "", "", ""]
+        if reference is not None:
+            scores = compare.score(pictures, reference, LightFlow().requires_grad_(False))
+            cells = [f"{scores.psnr_y:.2f}", f"{scores.psnr_rgb:.2f}", f"{scores.ssim_y:.4f}"]
+            cells += [f"{scores.ssim_rgb:.4f}", f"{scores.flicker:.3f}"]
+        small_picture = min(size) < 192
+        table.add_row(name, *cells, "" if small_picture else f"{compare.mean_niqe(pictures):.3f}")
+    Console().print(table)
+    if sheet is not None:
+        if reference is not None:
+            clips["truth"] = reference
+        height, width = min(size[0], 240), min(size[1], 320)
+        crop = ((size[1] - width) // 2, (size[0] - height) // 2, width, height)
+        length = len(clips[clip.stem])
+        compare.sheet(clips, frames=sorted({0, length // 2, length - 1}), crop=crop).save(sheet)
