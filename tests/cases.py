@@ -43,6 +43,18 @@ CASES = {
         restarts=(20, 40, 60, 80, 100),
         network_runs=120 + 5 * 5,
     ),
+    "Skip": Case(
+        weights="skip_weights",
+        arguments={"length": 6, "overlap": 1, "threshold": 0.5},
+        restarts=(6, 12),
+        # Context of the chunks from 0, 6, 8, 9, 12 and 15 on, which cuts shorten.
+        network_runs=18 + (1 + 1 + 0 + 1 + 1 + 0),
+        frames=18,
+        cuts=(8, 9, 15),
+        requests=30,
+        tries=3,
+        long=60,
+    ),
     "MIA": Case(
         weights="tiny_mia",
         arguments={"length": 8, "overlap": 2, "refresh": 3},

@@ -10,9 +10,11 @@ import vapoursynth as vs
 from safetensors.torch import save_file
 
 from tests.clips import clip_path
+from vsvsr import weights
 from vsvsr.models.fastreal import FastRealVSR, save_fastreal
 from vsvsr.models.fastreal.config import COMPACT
 from vsvsr.models.mia import MIAVSR
+from vsvsr.models.skipvsr import SkipVSR, load
 
 
 @pytest.fixture
@@ -57,4 +59,14 @@ def tiny_mia(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(parameter, std=0.02 if parameter.dim() > 1 else 0.2)
     path = tmp_path_factory.mktemp("weights") / "mia.safetensors"
     save_file(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def skip_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published BasicVSR_REDS4 with the estimators that belong to it, in one file."""
+    network = SkipVSR(threshold=0.5)
+    load(network, weights.install("BasicVSR_REDS4"), weights.find("skip-estimators-BasicVSR_REDS4"))
+    path = tmp_path_factory.mktemp("weights") / "skip.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
     return path

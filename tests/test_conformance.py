@@ -322,7 +322,10 @@ WRONG_ARGUMENTS = [
     ({"tile": 64}, "tile=[64] is not possible; allowed: width and height, each 0 (off) or at least 32"),
     ({"tile_pad": -1}, "tile_pad=-1 is not possible; allowed: 0 or more"),
     ({"model": "fastreal-compact-x4"}, "is not possible; allowed: either model or model_path, not both"),
-    ({"model_path": "/nowhere/weights.safetensors"}, "weights '/nowhere/weights.safetensors' "),
+    (
+        {"model_path": "/nowhere/weights.safetensors"},
+        "model_path='/nowhere/weights.safetensors' is not possible; allowed: an existing file",
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import vapoursynth as vs
 
-__all__ = ["FastReal", "Stats", "Version"]
+__all__ = ["MIA", "FastReal", "Skip", "Stats", "Version"]
 
 
 def FastReal(
@@ -53,8 +53,99 @@ def FastReal(
     """
     import vapoursynth as vs
 
-    arguments = {name: value for name, value in locals().items() if name not in ("vs", "clip") and value is not None}
-    return vs.core.vsvsr.FastReal(clip, **arguments)
+    return vs.core.vsvsr.FastReal(clip, **_given(locals()))
+
+
+def Skip(
+    clip: "vs.VideoNode",
+    *,
+    model: str | None = None,
+    model_path: str | None = None,
+    device_index: int | None = None,
+    tile: "Sequence[int] | None" = None,
+    tile_pad: int | None = None,
+    length: int | None = None,
+    overlap: int | None = None,
+    state_cache: int | None = None,
+    scene_change: bool | None = None,
+    threshold: float | None = None,
+    budget: float | None = None,
+    mode: str | None = None,
+) -> "vs.VideoNode":
+    """SkipVSR: BasicVSR with the published weights, whose residual blocks can be skipped where nothing changed.
+
+    Args:
+        clip: RGBS or RGBH, from 16x16.
+        model: ``BasicVSR_REDS4`` (default), ``BasicVSR_Vimeo90K_BIx4`` or ``BasicVSR_Vimeo90K_BDx4``; installed with
+            ``vsvsr weights install NAME``.
+        model_path: a weights file of your own instead.
+        device_index: CUDA device, -1 = CPU; default the first GPU if there is one.
+        tile: width and height of spatial tiles in source pixels, 0 = whole frame; less memory, other pixels.
+        tile_pad: source pixels of context around every tile; default 16.
+        length: frames of a chunk; default 30.
+        overlap: frames of context before and after a chunk; default 5.
+        state_cache: megabytes for finished frames that may be asked for again; default 256.
+        scene_change: end chunks at frames with the property ``_SceneChangePrev``; default on.
+        threshold: blocks run where the execution confidence is at least this; default 0: everywhere, BasicVSR itself.
+        budget: instead, the share of blocks that shall run on footage like the calibration's, from 0 to 1.
+        mode: ``frame`` (default), or ``patch`` as in the paper.
+
+    Returns:
+        The clip at four times the size, in the format of the source. Values are not clamped to [0, 1].
+
+    Raises:
+        vapoursynth.Error: an argument, the clip or the weights cannot be used.
+    """
+    import vapoursynth as vs
+
+    return vs.core.vsvsr.Skip(clip, **_given(locals()))
+
+
+def MIA(
+    clip: "vs.VideoNode",
+    *,
+    model: str | None = None,
+    model_path: str | None = None,
+    device_index: int | None = None,
+    tile: "Sequence[int] | None" = None,
+    tile_pad: int | None = None,
+    length: int | None = None,
+    overlap: int | None = None,
+    state_cache: int | None = None,
+    scene_change: bool | None = None,
+    mask: bool | None = None,
+    refresh: int | None = None,
+) -> "vs.VideoNode":
+    """MIA-VSR: masked inter- and intra-frame window attention, with the authors' weights.
+
+    Args:
+        clip: RGBS or RGBH, from 16x16.
+        model: no weights are published by name yet.
+        model_path: the authors' file, or one of the same layout.
+        device_index: CUDA device, -1 = CPU; default the first GPU if there is one.
+        tile: width and height of spatial tiles in source pixels, 0 = whole frame; less memory, other pixels.
+        tile_pad: source pixels of context around every tile; default 16.
+        length: frames of a chunk; default 30.
+        overlap: frames of context before and after a chunk; default 5.
+        state_cache: megabytes for finished frames that may be asked for again; default 256.
+        scene_change: end chunks at frames with the property ``_SceneChangePrev``; default on.
+        mask: repeat what a block did one frame before where its input has hardly changed; default on.
+        refresh: leave nothing out in every so many-th frame of a pass; default 0, only in the first.
+
+    Returns:
+        The clip at four times the size, in the format of the source. Values are not clamped to [0, 1].
+
+    Raises:
+        vapoursynth.Error: an argument, the clip or the weights cannot be used.
+    """
+    import vapoursynth as vs
+
+    return vs.core.vsvsr.MIA(clip, **_given(locals()))
+
+
+def _given(arguments: dict[str, object]) -> dict[str, object]:
+    """The named arguments that are not left to their defaults."""
+    return {name: value for name, value in arguments.items() if name not in ("vs", "clip") and value is not None}
 
 
 def Stats(clip: "vs.VideoNode") -> dict[str, int]:

@@ -7,8 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vsvsr.filters.clip import Clip
+from vsvsr.filters.opened import Opened
+from vsvsr.filters.settings import ChunkedSettings
 from vsvsr.filters.tiling import TileGrid, Write, write_frame
 from vsvsr.frames import Planes, read
+from vsvsr.streaming import ChunkedSession
 
 
 class Chunks(Protocol):
@@ -55,3 +59,24 @@ class ChunkedNetwork:
     def size(self, result: tuple[Write, ...]) -> int:
         """See `ChunkModel.size`."""
         return self._result_size
+
+
+def offloads(settings: ChunkedSettings, device: torch.device, size: int) -> bool:
+    """Whether a chunk's features of ``size`` bytes wait in host memory, to stay within the budget on the device."""
+    return device.type != "cpu" and size > settings.state_cache * 1_000_000
+
+
+def open_chunked(
+    chunks: Chunks, settings: ChunkedSettings, clip: Clip, device: torch.device, dtype: torch.dtype, result_size: int
+) -> Opened:
+    """The streaming session of a x4 network that takes frames of any size; see `ChunkedNetwork` for the arguments."""
+    tiles = TileGrid(clip.width, clip.height, settings.tile, settings.tile_pad, smallest=16, scale=4)
+    session = ChunkedSession(
+        ChunkedNetwork(chunks, device, dtype, tiles, result_size),
+        frames=clip.frames,
+        length=settings.length,
+        overlap=settings.overlap,
+        budget=settings.state_cache * 1_000_000,
+        scene_change=settings.scene_change,
+    )
+    return Opened(session, device, scale=4)

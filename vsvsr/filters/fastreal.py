@@ -22,8 +22,7 @@ DEFAULT_MODEL = "fastreal-compact-x4"
 
 def create(settings: FastRealSettings, clip: Clip) -> "Opened":
     """Load the network and make its streaming session."""
-    from vsvsr import weights
-    from vsvsr.filters.opened import Opened, choose_device, compute_type
+    from vsvsr.filters.opened import Opened, choose_device, compute_type, find_weights
     from vsvsr.filters.recurrent_network import RecurrentNetwork
     from vsvsr.filters.tiling import TileGrid
     from vsvsr.models.fastreal import load_fastreal
@@ -31,7 +30,7 @@ def create(settings: FastRealSettings, clip: Clip) -> "Opened":
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip, device)
-    network = load_fastreal(weights.find(settings.model_path or settings.model or DEFAULT_MODEL)).to(device)
+    network = load_fastreal(find_weights("FastReal", settings, DEFAULT_MODEL)).to(device)
     if dtype.itemsize == 2:
         network.half()
     tiles = TileGrid(

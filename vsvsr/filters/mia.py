@@ -35,41 +35,29 @@ def create(settings: MIASettings, clip: Clip) -> "Opened":
 
     from torch import Tensor
 
-    from vsvsr import weights
-    from vsvsr.filters.chunked_network import ChunkedNetwork
-    from vsvsr.filters.opened import Opened, choose_device, compute_type
-    from vsvsr.filters.tiling import TileGrid, Write
+    from vsvsr.filters.chunked_network import offloads, open_chunked
+    from vsvsr.filters.opened import choose_device, compute_type, find_weights
+    from vsvsr.filters.tiling import Write
     from vsvsr.models.mia import load, refreshing_gate, threshold_gate
-    from vsvsr.streaming import ChunkedSession
 
-    name = settings.model_path or settings.model
-    if not name:
+    if not settings.model_path and not settings.model:
         raise UserError(
             "no weights are shipped; give the official ones with model_path (MIAVSR_REDS_x4.pth or MIAVSR_Vid4_x4.pth, "
             "published by the authors at github.com/LabShuHangGU/MIA-VSR)"
         )
     device = choose_device(settings.device_index)
     dtype = compute_type(clip, device)
-    network = load(weights.find(name), use_mask=settings.mask).to(device)
+    network = load(find_weights("MIA", settings, default=""), use_mask=settings.mask).to(device)
     if dtype.itemsize == 2:
         network.half()
     gate = refreshing_gate(settings.refresh) if settings.refresh else threshold_gate
-    feature = 4 * clip.width * clip.height * network.conv_first.out_channels
+    size = clip.width * clip.height * dtype.itemsize
     stretch = settings.length + 2 * settings.overlap
-    offload = device.type != "cpu" and stretch * feature > settings.state_cache * 1_000_000
+    offload = offloads(settings, device, stretch * size * network.conv_first.out_channels)
 
     def chunks(frames: Sequence[Tensor], emit: range) -> Iterator[Write]:
         features = network.features(frames, emit, offload=offload, gate=gate)
         for i, x in zip(emit, features, strict=True):
             yield partial(network.render, x, frames[i])
 
-    tiles = TileGrid(clip.width, clip.height, settings.tile, settings.tile_pad, smallest=16, scale=4)
-    session = ChunkedSession(
-        ChunkedNetwork(chunks, device, dtype, tiles, feature),
-        frames=clip.frames,
-        length=settings.length,
-        overlap=settings.overlap,
-        budget=settings.state_cache * 1_000_000,
-        scene_change=settings.scene_change,
-    )
-    return Opened(session, device, 4)
+    return open_chunked(chunks, settings, clip, device, dtype, size * network.conv_before_upsample.out_channels)

@@ -30,6 +30,7 @@ class Weights:
         size: of the whole file, in bytes.
         licence: SPDX identifier.
         sources: where an installation looks, in this order; none for files shipped with the package.
+        part: whether they only complete other weights, and are not chosen by name.
     """
 
     name: str
@@ -39,16 +40,16 @@ class Weights:
     size: int
     licence: str
     sources: tuple[Address | Package, ...] = ()
+    part: bool = False
 
     @property
     def shipped(self) -> bool:
         return not self.sources
 
 
-def _shipped(name: str, model: str, size: int, sha256: str, licence: str = "Apache-2.0") -> Weights:
-    return Weights(
-        name=name, model=model, file=f"{name}.safetensors", size=size, sha256=sha256, licence=licence, sources=()
-    )
+def _shipped(name: str, model: str, size: int, sha256: str, *, part: bool = False) -> Weights:
+    file = f"{name}.safetensors"
+    return Weights(name=name, model=model, file=file, size=size, sha256=sha256, licence="Apache-2.0", part=part)
 
 
 def _basicvsr(name: str, drive_id: str, sha256: str) -> Weights:
@@ -91,19 +92,28 @@ MANIFEST: tuple[Weights, ...] = (
         "Skip",
         1_448,
         "56abaffc98e9fcc2b22dd13c98bc22da4634e09c976106c8c4ebc0f9150fa62c",
+        part=True,
     ),
     _shipped(
         "skip-estimators-BasicVSR_Vimeo90K_BDx4",
         "Skip",
         1_456,
         "3d1f9e8c88f4276c41d9b8c8d5d846e9f4adf0cb095ea192893731996b3aae6b",
+        part=True,
     ),
     _shipped(
         "skip-estimators-BasicVSR_Vimeo90K_BIx4",
         "Skip",
         1_456,
         "73eb3bbf0a5713ef2f62f15a8c04ca43261db9ca874fec74ef3465b7324dfe67",
+        part=True,
     ),
-    _shipped("spynet-reds4", "FastReal", 5_767_640, "026e09fd12361c486bbc8fa82f3e82979f188766f9d58f76fbeee98eb1fda9e5"),
+    _shipped(
+        "spynet-reds4",
+        "FastReal",
+        5_767_640,
+        "026e09fd12361c486bbc8fa82f3e82979f188766f9d58f76fbeee98eb1fda9e5",
+        part=True,
+    ),
 )
 """Shipped files go here as ``_shipped("name", "Filter", bytes, "sha256"),`` and into ``vsvsr/weights/shipped``."""

@@ -1,0 +1,105 @@
+"""The package as it is installed: typed functions, and what the plugin registers."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import vapoursynth as vs
+
+import vsvsr
+from tests.pixels import play
+from vsvsr.filters.registry import FILTERS
+
+
+@pytest.mark.parametrize("name", sorted(FILTERS))
+def test_the_plugin_registers_what_the_registry_declares(name: str) -> None:
+    assert getattr(vs.core.vsvsr, name).signature == FILTERS[name].settings.signature()
+
+
+@pytest.mark.parametrize("name", sorted(FILTERS))
+def test_the_typed_function_takes_the_arguments_of_the_filter(name: str) -> None:
+    parameters = list(inspect.signature(getattr(vsvsr, name)).parameters)
+    registered = [part.split(":")[0] for part in FILTERS[name].settings.signature().split(";") if part]
+    assert sorted(parameters) == sorted(registered)
+
+
+def test_the_typed_functions_call_the_filters(bikes: vs.VideoNode, tiny_fastreal: Path) -> None:
+    direct = vs.core.vsvsr.FastReal(bikes[:5], model_path=str(tiny_fastreal), segment=3, warmup=1)
+    typed = vsvsr.FastReal(bikes[:5], model_path=str(tiny_fastreal), segment=3, warmup=1)
+    assert play(typed) == play(direct)
+    assert vsvsr.Stats(typed) == dict(vs.core.vsvsr.Stats(direct))
+    assert vsvsr.Version()["version"] == vs.core.vsvsr.Version()["version"]
+
+
+def test_signatures_are_made_without_torch() -> None:
+    code = "import sys; import vsvsr.filters.signatures as s; s.main(); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith('VSVSR_FILTER("FastReal", "clip:vnode;model:data:opt;')
+
+
+def test_the_default_weights_are_in_the_package(bikes: vs.VideoNode) -> None:
+    with vs.core.vsvsr.FastReal(bikes, device_index=-1).get_frame(0) as frame:
+        assert (frame.width, frame.height) == (192, 128)
+
+
+def test_weights_that_are_not_installed_are_asked_for_with_the_command(
+    bikes: vs.VideoNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VSVSR_WEIGHTS_DIR", str(tmp_path))
+    with pytest.raises(vs.Error) as caught:
+        vs.core.vsvsr.Skip(bikes)
+    assert str(caught.value) == (
+        "Skip: weights BasicVSR_REDS4 are not installed; run: vsvsr weights install BasicVSR_REDS4"
+    )
+
+
+def test_mia_without_weights_says_where_the_official_files_are(bikes: vs.VideoNode) -> None:
+    with pytest.raises(vs.Error) as caught:
+        vs.core.vsvsr.MIA(bikes)
+    assert str(caught.value).startswith("MIA: no weights are shipped; give the official ones with model_path")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"segment": -1}, "segment=-1 is not possible; allowed: 0 (never restart) or more"),
+        ({"warmup": -1}, "warmup=-1 is not possible; allowed: 0 or more"),
+        ({"segment": 10, "warmup": 11}, "warmup=11 is not possible; allowed: at most segment=10"),
+        ({"state_cache": -5}, "state_cache=-5 is not possible; allowed: 0 or more megabytes"),
+        ({"preview": 2}, "preview=2 is not possible; allowed: 0 or 1"),
+        ({"model": "nothing"}, "model='nothing' is not possible; allowed: fastreal-compact-x4"),
+        ({"model": "BasicVSR_REDS4"}, "model='BasicVSR_REDS4' is not possible; allowed: fastreal-compact-x4"),
+    ],
+)
+def test_fastreal_refuses_a_wrong_argument_in_one_line(
+    bikes: vs.VideoNode, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(vs.Error) as caught:
+        vs.core.vsvsr.FastReal(bikes, **arguments)
+    assert str(caught.value).startswith(f"FastReal: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"length": 0}, "length=0 is not possible; allowed: 1 or more"),
+        ({"overlap": -1}, "overlap=-1 is not possible; allowed: 0 or more"),
+        ({"threshold": 1.5}, "threshold=1.5 is not possible; allowed: 0 to 1"),
+        ({"budget": -0.1}, "budget=-0.1 is not possible; allowed: 0 to 1"),
+        (
+            {"budget": 0.5, "threshold": 0.5},
+            "budget=0.5 is not possible; allowed: either threshold or budget, not both",
+        ),
+        ({"mode": "tile"}, "mode='tile' is not possible; allowed: frame or patch"),
+    ],
+)
+def test_skip_refuses_a_wrong_argument_in_one_line(
+    bikes: vs.VideoNode, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(vs.Error) as caught:
+        vs.core.vsvsr.Skip(bikes, **arguments)
+    assert str(caught.value) == f"Skip: {message}"
