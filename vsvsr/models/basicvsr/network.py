@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr.models.common import PixelShuffleHead, ResidualBlocksWithInputConv, SPyNet
+from vsvsr.models.common.padding import extend
 from vsvsr.ops import flow_warp
 
 CHANNELS = 64
 BLOCKS = 30
-SMALLEST = 64
-"""Frames with a shorter side are extended to it by reflection: SPyNet has no coarsest level below 33."""
 
 Direction = Literal["backward", "forward"]
 Trunk = Callable[[Tensor], Tensor]
@@ -117,14 +116,3 @@ class BasicVSR(PixelShuffleHead):
     def trunk(self, direction: Direction) -> Trunk:
         """The trunk for one pass over one stretch: ``(n, 67, h, w)`` to ``(n, 64, h, w)``, called frame by frame."""
         return self.backward_trunk if direction == "backward" else self.forward_trunk
-
-
-def extend(frame: Tensor) -> Tensor:
-    """Reflect right and bottom until both sides reach ``SMALLEST``, as often as that takes."""
-    for dim in (-2, -1):
-        size = frame.shape[dim]
-        if size < SMALLEST:
-            period = max(2 * (size - 1), 1)
-            index = (torch.arange(SMALLEST, device=frame.device) + size - 1) % period - (size - 1)
-            frame = frame.index_select(dim, index.abs())
-    return frame
