@@ -142,7 +142,7 @@ class Trainer:
             now = time.monotonic()
             self.seconds += now - started
             if now - saved > 60 * self.config.save_minutes or self.step == self.config.steps:
-                self._save(float(np.mean(losses)))
+                self._save(float(np.nanmean(losses)))
                 saved, losses = time.monotonic(), []
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -166,12 +166,15 @@ class Trainer:
             loss = charbonnier(pictures.float(), truth)
             self.optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.parameters, 0.5)
+            norm = nn.utils.clip_grad_norm_(self.parameters, 0.5)
+            losses.append(float(loss.detach()))
+            if not torch.isfinite(norm):
+                # A state that has run away spoils the rest of its sequence, and must not spoil the weights.
+                break
             self.optimiser.step()
             self._average()
             hidden = hidden.detach()
-            losses.append(float(loss.detach()))
-        return float(np.mean(losses))
+        return float(np.nanmean(losses))
 
     def _learning_rate(self, chunk: int) -> float:
         updates = self.step * -(-self.config.frames // self.config.chunk) + chunk

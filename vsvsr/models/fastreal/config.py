@@ -20,6 +20,7 @@ class FastRealConfig:
         rb1_blocks: residual blocks of the per-frame feature extractor.
         rb2_blocks: residual blocks after the fusion with the hidden state.
         head: ``two_step`` is the pixel-shuffle head of BasicVSR, ``single`` one convolution and one pixel shuffle.
+        base: interpolation of the frame to which the network adds.
         scale: 2 or 4.
         hsa: what happens to the warped state: nothing, attention over the whole pool, over its blurs, over its sharp
             members, or one convolution over the concatenated pool.
@@ -33,6 +34,7 @@ class FastRealConfig:
     rb1_blocks: int = 5
     rb2_blocks: int = 20
     head: Literal["two_step", "single"] = "two_step"
+    base: Literal["bilinear", "bicubic"] = "bilinear"
     scale: Literal[2, 4] = 4
     hsa: Variant = "full"
     pool: tuple[str, ...] = POOL
@@ -71,6 +73,7 @@ COMPACT = FastRealConfig(
     rb1_blocks=1,
     rb2_blocks=4,
     head="single",
+    base="bicubic",
     fast_sca=True,
     key_channels=16,
     flow="light",

@@ -51,7 +51,7 @@ class FastRealVSR(nn.Module):
             self.conv_last = nn.Conv2d(64, 3, 3, padding=1)
         else:
             self.conv_last = nn.Conv2d(channels, 3 * config.scale**2, 3, padding=1)
-            self.register_buffer("base_weight", _upsampling_weight(config.scale), persistent=False)
+            self.register_buffer("base_weight", _upsampling_weight(config.base, config.scale), persistent=False)
 
     @property
     def scale(self) -> int:
@@ -108,7 +108,7 @@ class FastRealVSR(nn.Module):
         """State and frame to the picture ``(n, 3, scale * h, scale * w)``."""
         if self.config.head == "single":
             return F.pixel_shuffle(self._subpixels(hidden, frame), self.scale)
-        base = F.interpolate(frame, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        base = F.interpolate(frame, scale_factor=self.scale, mode=self.config.base, align_corners=False)
         return self._detail(hidden) + base
 
     def render(self, hidden: Tensor, frame: Tensor, planes: Sequence[Tensor]) -> None:
@@ -127,7 +127,7 @@ class FastRealVSR(nn.Module):
             for plane, channel in zip(planes, picture, strict=True):
                 plane.copy_(channel[:height, :width])
             return
-        base = F.interpolate(frame[:1], scale_factor=scale, mode="bilinear", align_corners=False)[0]
+        base = F.interpolate(frame[:1], scale_factor=scale, mode=self.config.base, align_corners=False)[0]
         for plane, detail, smooth in zip(planes, self._detail(hidden[:1])[0], base, strict=True):
             torch.add(detail[:height, :width], smooth[:height, :width], out=plane)
 
@@ -151,16 +151,22 @@ class FastRealVSR(nn.Module):
 
     def _subpixels(self, hidden: Tensor, frame: Tensor) -> Tensor:
         """The single head before its pixel shuffle, the upsampled frame included as a convolution at LR size."""
-        base = F.conv2d(F.pad(frame, (1, 1, 1, 1), mode="replicate"), self.base_weight)
+        base = F.conv2d(F.pad(frame, (2, 2, 2, 2), mode="replicate"), self.base_weight)
         return self.conv_last(hidden) + base  # type: ignore[no-any-return]
 
 
-def _upsampling_weight(scale: int) -> Tensor:
-    """Bilinear upsampling (align_corners=False) as a convolution before a pixel shuffle: ``(3 s^2, 3, 3, 3)``."""
+def _upsampling_weight(base: str, scale: int) -> Tensor:
+    """``F.interpolate(mode=base)`` as a convolution ``(3 * scale ** 2, 3, 5, 5)`` before a pixel shuffle."""
     offsets = (torch.arange(scale) + 0.5) / scale - 0.5
-    taps = torch.stack(((-offsets).clamp(min=0), 1 - offsets.abs(), offsets.clamp(min=0)), dim=1)
-    kernels = torch.einsum("ay,bx->abyx", taps, taps).reshape(scale**2, 3, 3)
-    weight = torch.zeros(3, scale**2, 3, 3, 3)
+    distance = (offsets[:, None] - torch.arange(-2, 3)).abs()
+    if base == "bilinear":
+        taps = (1 - distance).clamp(min=0)
+    else:
+        near = 1.25 * distance**3 - 2.25 * distance**2 + 1
+        far = -0.75 * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        taps = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+    kernels = torch.einsum("ay,bx->abyx", taps, taps).reshape(scale**2, 5, 5)
+    weight = torch.zeros(3, scale**2, 3, 5, 5)
     for colour in range(3):
         weight[colour, :, colour] = kernels
-    return weight.reshape(3 * scale**2, 3, 3, 3)
+    return weight.reshape(3 * scale**2, 3, 5, 5)
