@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -86,12 +87,14 @@ def test_rendered_planes_are_the_top_left_of_the_reconstruction(config: FastReal
 
 @torch.inference_mode()
 @pytest.mark.parametrize("scale", [2, 4])
-def test_a_single_head_without_detail_is_bilinear_upsampling(scale: int) -> None:
-    network = make(dataclasses.replace(SMALL_COMPACT, scale=scale))
+@pytest.mark.parametrize("base", ["bilinear", "bicubic"])
+def test_a_single_head_without_detail_is_plain_upsampling(base: Literal["bilinear", "bicubic"], scale: int) -> None:
+    config = FastRealConfig.from_dict({**SMALL_COMPACT.to_dict(), "scale": scale, "base": base})
+    network = make(config)
     torch.nn.init.zeros_(network.conv_last.weight)
     torch.nn.init.zeros_(network.conv_last.bias)
     frame = rand(1, 3, 9, 11)
-    expected = F.interpolate(frame, scale_factor=scale, mode="bilinear", align_corners=False)
+    expected = F.interpolate(frame, scale_factor=scale, mode=base, align_corners=False)
     torch.testing.assert_close(network.reconstruct(torch.zeros(1, 8, 9, 11), frame), expected, rtol=0, atol=1e-6)
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.ops.dispatch import runs_kernels
+
 
 def filter_depthwise(x: Tensor, kernels: Tensor) -> list[Tensor]:
     """``x`` followed by its copies filtered with each kernel, every channel alike, with replicated borders.
@@ -41,6 +43,28 @@ def attention_weights(query: Tensor, key_copies: list[Tensor], mix: Tensor) -> T
     return logits.softmax(dim=1)
 
 
+def member_filters(kernels: Tensor, mix: Tensor) -> Tensor:
+    """The filter of each member of the pool: ``(members, k, k)`` fp32; arguments as in ``hidden_state_attention``."""
+    unfiltered = torch.zeros_like(kernels[:1], dtype=torch.float32)
+    unfiltered[:, kernels.shape[1] // 2, kernels.shape[2] // 2] = 1.0
+    return torch.einsum("ij,jyx->iyx", mix.float(), torch.cat((unfiltered, kernels.float())))
+
+
+@torch.library.custom_op("vsvsr::hidden_state_attention", mutates_args=())
+def fused_hidden_state_attention(query: Tensor, key: Tensor, value: Tensor, filters: Tensor) -> Tensor:
+    """The kernel, for what ``runs_kernels`` accepts; ``filters`` are those of ``member_filters``."""
+    from vsvsr.triton_kernels.hidden_state_attention import (  # type: ignore[import-not-found]  # its own folder
+        hidden_state_attention as launch,
+    )
+
+    return launch(query, key, value, filters)  # type: ignore[no-any-return]
+
+
+@fused_hidden_state_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, filters: Tensor) -> Tensor:
+    return torch.empty_like(value)
+
+
 def hidden_state_attention(query: Tensor, key: Tensor, value: Tensor, kernels: Tensor, mix: Tensor) -> Tensor:
     """``sum_i a_i V^i`` over the members of the pool, filters applied after the key and value convolutions.
 
@@ -58,10 +82,18 @@ def hidden_state_attention(query: Tensor, key: Tensor, value: Tensor, kernels: T
     Returns:
         ``(n, c, h, w)`` in the type of ``value``.
     """
+    if runs_kernels(query, key, value):
+        fused: Tensor = fused_hidden_state_attention(query, key, value, member_filters(kernels, mix))
+        return fused
+    return hidden_state_attention_reference(query, key, value, kernels, mix)
+
+
+def hidden_state_attention_reference(query: Tensor, key: Tensor, value: Tensor, kernels: Tensor, mix: Tensor) -> Tensor:
+    """The plain form of ``hidden_state_attention``."""
     weights = attention_weights(query, filter_depthwise(key, kernels), mix)
     shares = torch.einsum("ij,nihw->njhw", mix.float(), weights).to(value.dtype)
     copies = filter_depthwise(value, kernels)
     result = copies[0] * shares[:, 0:1]
     for j, copy in enumerate(copies[1:], start=1):
-        result = result + copy * shares[:, j : j + 1]
+        result.add_(copy * shares[:, j : j + 1])
     return result

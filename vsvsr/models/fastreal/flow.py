@@ -13,9 +13,18 @@ _NOISE = 3e-4
 
 
 def _average(x: Tensor) -> Tensor:
-    """Mean over a window with replicated borders, as two passes of one dimension."""
+    """Mean over a window with replicated borders, as two passes of one dimension.
+
+    Sums of shifted views: on a CPU several times faster than average pooling.
+    """
     x = F.pad(x, (_WINDOW // 2,) * 4, mode="replicate")
-    return F.avg_pool2d(F.avg_pool2d(x, (1, _WINDOW), stride=1), (_WINDOW, 1), stride=1)
+    for dim in (-1, -2):
+        length = x.shape[dim] - _WINDOW + 1
+        total = x.narrow(dim, 0, length) + x.narrow(dim, 1, length)
+        for offset in range(2, _WINDOW):
+            total.add_(x.narrow(dim, offset, length))
+        x = total
+    return x * (1 / _WINDOW**2)
 
 
 def lucas_kanade(reference: Tensor, warped: Tensor) -> Tensor:

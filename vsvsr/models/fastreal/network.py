@@ -152,7 +152,7 @@ class FastRealVSR(nn.Module):
     def _subpixels(self, hidden: Tensor, frame: Tensor) -> Tensor:
         """The single head before its pixel shuffle, the upsampled frame included as a convolution at LR size."""
         base = F.conv2d(F.pad(frame, (2, 2, 2, 2), mode="replicate"), self.base_weight)
-        return self.conv_last(hidden) + base  # type: ignore[no-any-return]
+        return self.conv_last(hidden).add_(base)  # type: ignore[no-any-return]
 
 
 def _upsampling_weight(base: str, scale: int) -> Tensor:
