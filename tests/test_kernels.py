@@ -1,0 +1,181 @@
+"""What can be known of the fused kernels without a GPU: results in Triton's interpreter, and what the compiler makes.
+
+No test here runs a kernel on a GPU; the one at the end does where there is one.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from vsvsr.ops import hidden_state_attention
+from vsvsr.ops.dispatch import runs_kernels
+from vsvsr.ops.hidden_state_attention import (
+    fused_hidden_state_attention,
+    hidden_state_attention_reference,
+    member_filters,
+)
+
+triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
+
+SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+"""Bytes of shared memory that one block may have, by compute capability."""
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A kernel as its launcher would specialise it.
+
+    Attributes:
+        kernel: the jitted function.
+        pointers: element type of each pointer.
+        floats: names of fp32 scalars.
+        constants: values of constexpr arguments, and 1 for strides that are 1.
+        options: warps and stages.
+    """
+
+    kernel: Any
+    pointers: dict[str, str]
+    constants: dict[str, int | bool | float]
+    floats: tuple[str, ...] = ()
+    options: dict[str, int] = field(default_factory=dict)
+
+    def compile(self, capability: int) -> dict[str, int]:
+        """Bytes of shared memory, of stack (where registers are spilled) and registers, of the GPU's own code."""
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        signature, aligned = {}, {}
+        for place, name in enumerate(self.kernel.arg_names):
+            if name in self.constants:
+                signature[name] = "constexpr"
+            elif name in self.pointers:
+                signature[name] = "*" + self.pointers[name]
+                aligned[(place,)] = [["tt.divisibility", 16]]
+            else:
+                signature[name] = "fp32" if name in self.floats else "i32"
+        source = ASTSource(self.kernel, signature, self.constants, aligned)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
+        usage = resource_usage(compiled.asm["cubin"])
+        return {**usage, "SHARED": compiled.metadata.shared}
+
+
+def resource_usage(cubin: bytes) -> dict[str, int]:
+    """REG, STACK and LOCAL of the one kernel in a cubin, from the tool that Triton brings."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
+
+
+def assert_fits(launch: Launch, capability: int) -> None:
+    usage = launch.compile(capability)
+    assert usage["STACK"] == 0
+    assert usage["LOCAL"] == 0
+    assert 0 < usage["REG"] <= 255
+    assert usage["SHARED"] <= SHARED_MEMORY[capability]
+
+
+def hidden_state_attention_launch(dtype: str, *, channels: int = 64, channels_last: bool = False) -> Launch:
+    from vsvsr.triton_kernels import hidden_state_attention as module
+
+    maps = ("query", "key", "value", "result")
+    constants = {f"{name}_{'c' if channels_last else 'x'}": 1 for name in maps}
+    constants |= {"KEY_CHANNELS": channels, "VALUE_CHANNELS": channels, "MEMBERS": 5, "PADDED_MEMBERS": 8, "SIDE": 5}
+    return Launch(
+        kernel=module.hidden_state_attention_kernel,
+        pointers=dict.fromkeys(maps, dtype) | {"filters": "fp32"},
+        constants=constants | {"ROWS": module.ROWS, "COLUMNS": module.COLUMNS, "CHANNELS": module.CHANNELS},
+        floats=("scale",),
+        options={"num_warps": module.WARPS},
+    )
+
+
+def test_every_kernel_gives_the_plain_forms_result_in_the_interpreter() -> None:
+    checks = Path(__file__).with_name("kernels_in_interpreter.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=checks.parents[1])
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "skipped" not in ran.stdout
+
+
+@pytest.mark.parametrize("capability", SHARED_MEMORY)
+def test_hidden_state_attention_compiles_without_spills(capability: int) -> None:
+    assert_fits(hidden_state_attention_launch("fp16"), capability)
+    assert_fits(hidden_state_attention_launch("fp32"), capability)
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [{"dtype": "bf16"}, {"dtype": "fp16", "channels_last": True}, {"dtype": "fp16", "channels": 16}],
+    ids=["bf16", "channels last", "compact"],
+)
+def test_other_forms_of_hidden_state_attention_compile_without_spills(launch: dict[str, Any]) -> None:
+    assert_fits(hidden_state_attention_launch(**launch), 80)
+
+
+class TestDispatch:
+    @pytest.mark.parametrize(
+        ("device", "capability", "expected"),
+        [("cpu", (9, 0), False), ("cuda", (7, 5), False), ("cuda", (8, 0), True), ("cuda", (12, 0), True)],
+    )
+    def test_kernels_run_on_gpus_with_what_they_need(
+        self, device: str, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        with FakeTensorMode():
+            assert runs_kernels(torch.empty(2, device=device)) is expected
+
+    def test_what_needs_a_gradient_stays_with_the_plain_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+        with FakeTensorMode():
+            parameter = torch.empty(2, device="cuda", requires_grad=True)
+            assert not runs_kernels(parameter)
+            with torch.no_grad():
+                assert runs_kernels(parameter)
+
+    def test_without_triton_the_plain_form_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vsvsr.ops.dispatch._has_triton", lambda: False)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+        with FakeTensorMode():
+            assert not runs_kernels(torch.empty(2, device="cuda"))
+
+    def test_hidden_state_attention_asks_for_the_kernel_where_it_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The fake implementation answers, so the shapes and types are those that a GPU would give."""
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+        with FakeTensorMode(), torch.no_grad():
+            query = torch.empty(1, 16, 5, 7, device="cuda", dtype=torch.float16)
+            value = torch.empty(1, 32, 5, 7, device="cuda", dtype=torch.float16)
+            kernels, mix = torch.empty(3, 5, 5, device="cuda"), torch.empty(5, 4, device="cuda")
+            result = hidden_state_attention(query, query, value, kernels, mix)
+        assert result.shape == value.shape
+        assert result.dtype == torch.float16
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_hidden_state_attention_gives_the_plain_forms_result_on_a_gpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 64, 67, 121, device="cuda").to(dtype)
+    kernels = torch.rand(3, 5, 5, device="cuda")
+    kernels /= kernels.sum((1, 2), keepdim=True)
+    mix = torch.tensor([[2.0, -1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [2, 0, 0, -1], [0, 0, 0, 1]], device="cuda")
+    expected = hidden_state_attention_reference(query.float(), key.float(), value.float(), kernels, mix)
+    result = fused_hidden_state_attention(query, key, value, member_filters(kernels, mix))
+    tolerance = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)

@@ -1,0 +1,1 @@
+"""Fused GPU kernels, one per file, without policy: ``vsvsr.ops`` decides when they run."""
