@@ -95,5 +95,5 @@ def hidden_state_attention_reference(query: Tensor, key: Tensor, value: Tensor, 
     copies = filter_depthwise(value, kernels)
     result = copies[0] * shares[:, 0:1]
     for j, copy in enumerate(copies[1:], start=1):
-        result = result + copy * shares[:, j : j + 1]
+        result.add_(copy * shares[:, j : j + 1])
     return result
