@@ -5,39 +5,47 @@ Inputs lie in buffers of NaN and results in buffers of a known number, so that a
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from vsvsr.ops.hidden_state_attention import (
+    fused_hidden_state_attention,
+    hidden_state_attention_reference,
+    member_filters,
+)
+from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
 
 MARGIN = 3
 CANARY = 12345.0
 
 
-def framed(x: Tensor, outside: float = float("nan")) -> tuple[Tensor, Tensor]:
-    """``x`` as a view with gaps between its rows, in a larger buffer filled with ``outside``; and that buffer."""
-    sides = [size + 2 * MARGIN for size in x.shape]
-    buffer = torch.full(sides, outside, dtype=x.dtype)
-    view = buffer[tuple(slice(MARGIN, -MARGIN) for _ in sides)]
-    view.copy_(x)
-    return view, buffer
+def framed(x: Tensor, outside: float = float("nan"), *, dims: int = 4) -> tuple[Tensor, Tensor]:
+    """``x`` as a view in a larger buffer filled with ``outside``, and that buffer.
+
+    Margins lie on both sides of the first ``dims`` dimensions. With one the view is contiguous, else it has gaps.
+    """
+    inside = tuple(slice(MARGIN, MARGIN + size) for size in x.shape[:dims])
+    buffer = torch.full([size + 2 * MARGIN for size in x.shape[:dims]] + list(x.shape[dims:]), outside, dtype=x.dtype)
+    buffer[inside] = x
+    return buffer[inside], buffer
 
 
-def assert_untouched_outside(buffer: Tensor) -> None:
-    inner = buffer.clone()
-    inner[tuple(slice(MARGIN, -MARGIN) for _ in buffer.shape)] = CANARY
-    assert bool((inner == CANARY).all())
+def assert_untouched_outside(view: Tensor, buffer: Tensor) -> None:
+    view.fill_(CANARY)
+    assert bool((buffer == CANARY).all())
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Buffers of the results that kernels allocate from here on."""
-    buffers: list[Tensor] = []
+def results(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """The results that kernels allocate from here on, with their buffers."""
+    allocated: list[tuple[Tensor, Tensor]] = []
 
     def empty_like(x: Tensor) -> Tensor:
-        view, buffer = framed(torch.full_like(x, CANARY), CANARY)
-        buffers.append(buffer)
-        return view
+        allocated.append(framed(torch.full(x.shape, CANARY, dtype=x.dtype), CANARY, dims=4 if x.dim() == 4 else 1))
+        return allocated[-1][0]
 
     monkeypatch.setattr(torch, "empty_like", empty_like)
-    return buffers
+    return allocated
 
 
 def pool(side: int) -> tuple[Tensor, Tensor]:
@@ -65,14 +73,8 @@ class TestHiddenStateAttention:
         side: int,
         dtype: torch.dtype,
         tolerance: float,
-        results: list[Tensor],
+        results: list[tuple[Tensor, Tensor]],
     ) -> None:
-        from vsvsr.ops.hidden_state_attention import (
-            fused_hidden_state_attention,
-            hidden_state_attention_reference,
-            member_filters,
-        )
-
         torch.manual_seed(0)
         n, _, height, width = shape
         query, key = torch.randn(2, n, key_channels, height, width).to(dtype)
@@ -84,15 +86,9 @@ class TestHiddenStateAttention:
         result = fused_hidden_state_attention(*views, member_filters(kernels, mix))
         torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
         assert len(results) == 1
-        assert_untouched_outside(results[0])
+        assert_untouched_outside(*results[0])
 
     def test_channels_last_maps_give_the_same_in_their_own_format(self) -> None:
-        from vsvsr.ops.hidden_state_attention import (
-            fused_hidden_state_attention,
-            hidden_state_attention_reference,
-            member_filters,
-        )
-
         torch.manual_seed(1)
         query, key, value = torch.randn(3, 1, 6, 7, 11)
         kernels, mix = pool(5)
@@ -101,3 +97,57 @@ class TestHiddenStateAttention:
         result = fused_hidden_state_attention(*last, member_filters(kernels, mix))
         assert result.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(result, expected, atol=2e-6, rtol=2e-6)
+
+
+@pytest.fixture
+def walled_projections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What linear layers give lies between NaNs from here on."""
+    linear = F.linear
+
+    def walled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = linear(x, weight, bias)
+        buffer = torch.full((y.numel() + 128,), float("nan"), dtype=y.dtype)
+        return buffer[64:-64].view(y.shape).copy_(y)
+
+    monkeypatch.setattr(F, "linear", walled)
+
+
+class TestMaskedWindowAttention:
+    @pytest.mark.parametrize(
+        ("shape", "heads", "window", "dtype", "tolerance"),
+        [
+            ((1, 3, 11, 13, 12), 2, 8, torch.float32, 5e-6),
+            ((2, 3, 5, 8, 20), 1, 4, torch.float32, 5e-6),
+            ((1, 3, 8, 9, 12), 2, 8, torch.float16, 5e-3),
+        ],
+        ids=["odd sizes", "windows of four in a batch", "half precision"],
+    )
+    @pytest.mark.parametrize("shifted", [False, True], ids=["straight", "shifted"])
+    @pytest.mark.parametrize("share", [None, 1.0, 0.3, 0.0], ids=["dense", "all kept", "some kept", "none kept"])
+    @pytest.mark.usefixtures("walled_projections")
+    def test_the_kernel_gives_the_plain_forms_result(
+        self,
+        shape: tuple[int, int, int, int, int],
+        heads: int,
+        window: int,
+        dtype: torch.dtype,
+        tolerance: float,
+        shifted: bool,
+        share: float | None,
+        results: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        torch.manual_seed(0)
+        channels = shape[-1]
+        tokens = torch.randn(shape).to(dtype)
+        weight = (torch.randn(3 * channels, channels) / channels**0.5).to(dtype)
+        bias = torch.randn(3 * channels).to(dtype)
+        # Heads innermost, as the table of a module gives it.
+        position_bias = torch.randn(window**2, 3 * window**2, heads).permute(2, 0, 1).to(dtype)
+        keep = None if share is None else torch.rand(shape[0], *shape[2:4]) < share
+        shift = window // 2 if shifted else 0
+        inputs = [x.float() for x in (tokens, weight, bias, position_bias)]
+        expected = masked_window_attention_reference(*inputs, keep, window=window, shift=shift)
+        result = fused_masked_window_attention(tokens, weight, bias, position_bias, keep, window=window, shift=shift)
+        torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+        assert len(results) == 1
+        assert_untouched_outside(*results[0])

@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from vsvsr.ops import hidden_state_attention
+from vsvsr.ops import hidden_state_attention, masked_window_attention
 from vsvsr.ops.dispatch import runs_kernels
 from vsvsr.ops.hidden_state_attention import (
     fused_hidden_state_attention,
     hidden_state_attention_reference,
     member_filters,
 )
+from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
 
 triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
 
@@ -104,6 +105,20 @@ def hidden_state_attention_launch(dtype: str, *, channels: int = 64, channels_la
     )
 
 
+def masked_window_attention_launch(dtype: str) -> Launch:
+    from vsvsr.triton_kernels import masked_window_attention as module
+
+    maps = ("query", "key_value", "key_value_bias", "position_bias", "result")
+    constants = {"CHANNELS": 120, "HEADS": 6, "FRAMES": 3, "WINDOW": 8, "SHIFT": 4}
+    return Launch(
+        kernel=module.masked_window_attention_kernel,
+        pointers=dict.fromkeys(maps, dtype) | dict.fromkeys(("order", "counts", "rows"), "i32"),
+        constants=constants | {"QUERIES": module.QUERIES, "PADDED_POSITIONS": 64, "PADDED_DIM": 32},
+        floats=("scale",),
+        options={"num_warps": module.WARPS, "num_stages": module.STAGES},
+    )
+
+
 def test_every_kernel_gives_the_plain_forms_result_in_the_interpreter() -> None:
     checks = Path(__file__).with_name("kernels_in_interpreter.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
@@ -126,6 +141,16 @@ def test_hidden_state_attention_compiles_without_spills(capability: int) -> None
 )
 def test_other_forms_of_hidden_state_attention_compile_without_spills(launch: dict[str, Any]) -> None:
     assert_fits(hidden_state_attention_launch(**launch), 80)
+
+
+@pytest.mark.parametrize("capability", SHARED_MEMORY)
+def test_masked_window_attention_compiles_without_spills(capability: int) -> None:
+    assert_fits(masked_window_attention_launch("fp16"), capability)
+    assert_fits(masked_window_attention_launch("fp32"), capability)
+
+
+def test_masked_window_attention_compiles_without_spills_in_bf16() -> None:
+    assert_fits(masked_window_attention_launch("bf16"), 80)
 
 
 class TestDispatch:
@@ -165,6 +190,14 @@ class TestDispatch:
         assert result.shape == value.shape
         assert result.dtype == torch.float16
 
+    def test_masked_window_attention_asks_for_the_kernel_where_it_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+        with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
+            tokens, weight, bias = torch.empty(1, 3, 9, 10, 12), torch.empty(36, 12), torch.empty(36)
+            result = masked_window_attention(tokens, weight, bias, torch.empty(2, 64, 192), shift=4)
+        assert result.shape == (90, 12)
+        assert result.is_cuda
+
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -178,4 +211,21 @@ def test_hidden_state_attention_gives_the_plain_forms_result_on_a_gpu(dtype: tor
     expected = hidden_state_attention_reference(query.float(), key.float(), value.float(), kernels, mix)
     result = fused_hidden_state_attention(query, key, value, member_filters(kernels, mix))
     tolerance = 1e-5 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize("shift", [0, 4])
+def test_masked_window_attention_gives_the_plain_forms_result_on_a_gpu(dtype: torch.dtype, shift: int) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 3, 67, 121, 120, device="cuda").to(dtype)
+    weight, bias = (torch.randn(360, 120, device="cuda") / 11).to(dtype), torch.randn(360, device="cuda").to(dtype)
+    position_bias = torch.randn(6, 64, 192, device="cuda").to(dtype)
+    keep = torch.rand(2, 67, 121, device="cuda") < 0.25
+    inputs = [x.float() for x in (tokens, weight, bias, position_bias)]
+    expected = masked_window_attention_reference(*inputs, keep, shift=shift)
+    result = fused_masked_window_attention(tokens, weight, bias, position_bias, keep, shift=shift)
+    tolerance = 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
     torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.ops.dispatch import runs_kernels
+
 # Kept queries of a window are padded to one of these counts; a fuller window takes all its positions. Finer steps cost
 # more in gathered bias rows than they save.
 _BUCKETS = (16, 32)
@@ -107,6 +109,99 @@ def _plan(table: Tensor, kinds: Tensor, size: tuple[int, int, int], keep: Tensor
     return _Windows(places, padding, kept, target, groups, total)
 
 
+@torch.library.custom_op("vsvsr::masked_window_attention", mutates_args=())
+def _launch(
+    query: Tensor,
+    key_value: Tensor,
+    key_value_bias: Tensor,
+    position_bias: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    rows: Tensor,
+    window: int,
+    shift: int,
+) -> Tensor:
+    from vsvsr.triton_kernels.masked_window_attention import (  # type: ignore[import-not-found]  # its own folder
+        masked_window_attention as launch,
+    )
+
+    return launch(  # type: ignore[no-any-return]
+        query, key_value, key_value_bias, position_bias, order, counts, rows, window, shift
+    )
+
+
+@_launch.register_fake
+def _(
+    query: Tensor,
+    key_value: Tensor,
+    key_value_bias: Tensor,
+    position_bias: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    rows: Tensor,
+    window: int,
+    shift: int,
+) -> Tensor:
+    return torch.empty_like(query)
+
+
+def kept_positions(keep: Tensor, window: int, shift: int) -> tuple[Tensor, Tensor]:
+    """The positions of every window with the kept ones in front, and how many are kept.
+
+    Args:
+        keep: bool ``(b, h, w)``.
+        window: side of a window.
+        shift: 0 or ``window // 2``.
+
+    Returns:
+        int32 ``(b * windows, window ** 2)`` and ``(b * windows,)``, windows in raster order.
+    """
+    batch, height, width = keep.shape
+    padded = F.pad(keep.to(torch.int8), (0, -width % window, 0, -height % window)).roll((-shift, -shift), (1, 2))
+    rows, columns = padded.shape[1] // window, padded.shape[2] // window
+    kept = padded.view(batch, rows, window, columns, window).transpose(2, 3).reshape(-1, window**2)
+    order = kept.argsort(dim=1, descending=True, stable=True)
+    return order.to(torch.int32), kept.sum(1, dtype=torch.int32)
+
+
+def fused_masked_window_attention(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position_bias: Tensor,
+    keep: Tensor | None = None,
+    *,
+    window: int = 8,
+    shift: int = 0,
+) -> Tensor:
+    """``masked_window_attention`` with the kernel, for what ``runs_kernels`` accepts.
+
+    Keys and values are projected everywhere: one large product costs less than gathering windows first.
+    """
+    channels = tokens.shape[-1]
+    current = tokens[:, -1]
+    if keep is None:
+        keep = torch.ones(current.shape[:3], dtype=torch.bool, device=tokens.device)
+        query = F.linear(current.reshape(-1, channels), weight[:channels], bias[:channels])
+    else:
+        query = F.linear(current[keep], weight[:channels], bias[:channels])
+    key_value = F.linear(tokens, weight[channels:], bias[channels:])
+    order, counts = kept_positions(keep, window, shift)
+    rows = (keep.flatten().cumsum(0) - 1).to(torch.int32)
+    attended: Tensor = _launch(
+        query,
+        key_value.contiguous(),
+        bias[channels:].contiguous(),
+        position_bias.contiguous(),
+        order,
+        counts,
+        rows,
+        window,
+        shift,
+    )
+    return attended
+
+
 def masked_window_attention(
     tokens: Tensor,
     weight: Tensor,
@@ -137,6 +232,22 @@ def masked_window_attention(
     Returns:
         ``(kept pixels, c)`` in raster order, before the output projection.
     """
+    if runs_kernels(tokens, weight, bias, position_bias):
+        return fused_masked_window_attention(tokens, weight, bias, position_bias, keep, window=window, shift=shift)
+    return masked_window_attention_reference(tokens, weight, bias, position_bias, keep, window=window, shift=shift)
+
+
+def masked_window_attention_reference(
+    tokens: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position_bias: Tensor,
+    keep: Tensor | None = None,
+    *,
+    window: int = 8,
+    shift: int = 0,
+) -> Tensor:
+    """The plain form of ``masked_window_attention``."""
     batch, frames, height, width, channels = tokens.shape
     heads, positions = position_bias.shape[:2]
     biases = shifted_bias(position_bias, window, shift)
