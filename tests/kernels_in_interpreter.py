@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual
 from vsvsr.ops.hidden_state_attention import (
     fused_hidden_state_attention,
     hidden_state_attention_reference,
@@ -151,3 +152,39 @@ class TestMaskedWindowAttention:
         torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
         assert len(results) == 1
         assert_untouched_outside(*results[0])
+
+
+class TestBlockSkip:
+    @pytest.mark.parametrize(
+        ("shape", "tile", "dtype", "tolerance"),
+        [
+            ((2, 5, 11, 13), 8, torch.float32, 1e-5),
+            ((1, 70, 7, 9), 4, torch.float32, 2e-5),
+            ((1, 16, 17, 20), 16, torch.float16, 5e-3),
+        ],
+        ids=["odd sizes in a batch", "several blocks of channels", "half precision"],
+    )
+    @pytest.mark.parametrize("share", [0.0, 0.4, 1.0], ids=["no tile", "some tiles", "all tiles"])
+    def test_the_kernel_gives_the_plain_forms_residual_and_leaves_other_tiles(
+        self, shape: tuple[int, int, int, int], tile: int, dtype: torch.dtype, tolerance: float, share: float
+    ) -> None:
+        torch.manual_seed(0)
+        n, channels, height, width = shape
+        x, held = torch.randn(2, *shape).to(dtype)
+        weights = (torch.randn(2, channels, channels, 3, 3) / (3 * channels**0.5)).to(dtype)
+        biases = torch.randn(2, channels).to(dtype)
+        block = BlockWeights(weights[0], biases[0], weights[1], biases[1])
+        in_fp32 = BlockWeights(weights[0].float(), biases[0].float(), weights[1].float(), biases[1].float())
+        active = torch.rand(n, -(-height // tile), -(-width // tile)) < share
+        _, expected = block_skip_reference(x.float(), held.float(), in_fp32, active, tile)
+        pixels, _ = framed(x.permute(0, 2, 3, 1).reshape(-1, channels), dims=1)
+        residual, buffer = framed(held.permute(0, 2, 3, 1).reshape(-1, channels), CANARY, dims=1)
+        tiles = active.flatten().nonzero()[:, 0]
+        fused_block_residual(
+            pixels, residual, block.weight1, block.bias1, block.weight2, block.bias2, tiles, height, width, tile
+        )
+        result = residual.view(n, height, width, channels).permute(0, 3, 1, 2).float()
+        torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
+        skipped = ~active.repeat_interleave(tile, 1).repeat_interleave(tile, 2)[:, :height, :width]
+        assert torch.equal(result.permute(0, 2, 3, 1)[skipped], held.float().permute(0, 2, 3, 1)[skipped])
+        assert_untouched_outside(residual, buffer)

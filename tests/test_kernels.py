@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsvsr.ops import hidden_state_attention, masked_window_attention
+from vsvsr.ops.block_skip import BlockWeights, TileGrid, block_skip_reference, fused_block_residual
 from vsvsr.ops.dispatch import runs_kernels
 from vsvsr.ops.hidden_state_attention import (
     fused_hidden_state_attention,
@@ -119,6 +121,19 @@ def masked_window_attention_launch(dtype: str) -> Launch:
     )
 
 
+def block_skip_launch(dtype: str, *, first: bool = True, channels: int = 64) -> Launch:
+    from vsvsr.triton_kernels import block_skip as module
+
+    sizes = module.blocks(channels, DTYPES[dtype])
+    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
+    return Launch(
+        kernel=module.tile_convolution_kernel,
+        pointers=dict.fromkeys(("source", "weight", "bias", "result"), dtype) | {"tiles": "i64"},
+        constants={"CHANNELS": channels, "TILE": 16, "FIRST": first, **sizes},
+        options=options,
+    )
+
+
 def test_every_kernel_gives_the_plain_forms_result_in_the_interpreter() -> None:
     checks = Path(__file__).with_name("kernels_in_interpreter.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(checks)]
@@ -153,6 +168,29 @@ def test_masked_window_attention_compiles_without_spills_in_bf16() -> None:
     assert_fits(masked_window_attention_launch("bf16"), 80)
 
 
+@pytest.mark.parametrize("capability", SHARED_MEMORY)
+@pytest.mark.parametrize("first", [True, False], ids=["first convolution", "second convolution"])
+def test_block_skip_compiles_without_spills(capability: int, first: bool) -> None:
+    assert_fits(block_skip_launch("fp16", first=first), capability)
+    assert_fits(block_skip_launch("fp32", first=first), capability)
+
+
+def test_block_skip_compiles_without_spills_in_bf16() -> None:
+    assert_fits(block_skip_launch("bf16"), 80)
+
+
+class Called(TorchDispatchMode):
+    """The names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
 class TestDispatch:
     @pytest.mark.parametrize(
         ("device", "capability", "expected"),
@@ -179,24 +217,40 @@ class TestDispatch:
         with FakeTensorMode():
             assert not runs_kernels(torch.empty(2, device="cuda"))
 
-    def test_hidden_state_attention_asks_for_the_kernel_where_it_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The fake implementation answers, so the shapes and types are those that a GPU would give."""
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-        with FakeTensorMode(), torch.no_grad():
-            query = torch.empty(1, 16, 5, 7, device="cuda", dtype=torch.float16)
-            value = torch.empty(1, 32, 5, 7, device="cuda", dtype=torch.float16)
-            kernels, mix = torch.empty(3, 5, 5, device="cuda"), torch.empty(5, 4, device="cuda")
-            result = hidden_state_attention(query, query, value, kernels, mix)
+    # Fake implementations answer below, so shapes and types are those that a GPU would give.
+
+    @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
+    def test_hidden_state_attention_asks_for_the_kernel_where_it_runs(
+        self, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        with FakeTensorMode(), torch.no_grad(), torch.device("cuda"), Called() as called:
+            query, value = torch.empty(1, 16, 5, 7).half(), torch.empty(1, 32, 5, 7).half()
+            result = hidden_state_attention(query, query, value, torch.empty(3, 5, 5), torch.empty(5, 4))
+        assert ("vsvsr::hidden_state_attention" in called.names) is (capability >= (8, 0))
         assert result.shape == value.shape
         assert result.dtype == torch.float16
 
     def test_masked_window_attention_asks_for_the_kernel_where_it_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-        with FakeTensorMode(), torch.no_grad(), torch.device("cuda"):
+        with FakeTensorMode(), torch.no_grad(), torch.device("cuda"), Called() as called:
             tokens, weight, bias = torch.empty(1, 3, 9, 10, 12), torch.empty(36, 12), torch.empty(36)
             result = masked_window_attention(tokens, weight, bias, torch.empty(2, 64, 192), shift=4)
+        assert "vsvsr::masked_window_attention" in called.names
         assert result.shape == (90, 12)
         assert result.is_cuda
+
+    @pytest.mark.parametrize(("active", "expected"), [(0, True), (2, True), (4, False)])
+    def test_block_skip_asks_for_the_kernel_unless_all_tiles_run(
+        self, active: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+        with FakeTensorMode(), torch.no_grad(), torch.device("cuda"), Called() as called:
+            grid = TileGrid(1, 20, 31, 16, torch.device("cuda"))
+            pixels = grid.pixels(torch.empty(1, 8, 20, 31))
+            block = BlockWeights(torch.empty(8, 8, 3, 3), torch.empty(8), torch.empty(8, 8, 3, 3), torch.empty(8))
+            grid.block_skip_(pixels, torch.zeros_like(pixels), block, torch.arange(active))
+        assert ("vsvsr::block_residual" in called.names) is expected
 
 
 @pytest.mark.cuda
@@ -227,5 +281,26 @@ def test_masked_window_attention_gives_the_plain_forms_result_on_a_gpu(dtype: to
     inputs = [x.float() for x in (tokens, weight, bias, position_bias)]
     expected = masked_window_attention_reference(*inputs, keep, shift=shift)
     result = fused_masked_window_attention(tokens, weight, bias, position_bias, keep, shift=shift)
+    tolerance = 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_block_skip_gives_the_plain_forms_residual_on_a_gpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    n, channels, height, width, tile = 2, 64, 67, 121, 16
+    x, held = torch.randn(2, n, channels, height, width, device="cuda").to(dtype)
+    weights = (torch.randn(2, channels, channels, 3, 3, device="cuda") / 24).to(dtype)
+    biases = torch.randn(2, channels, device="cuda").to(dtype)
+    block = BlockWeights(weights[0].float(), biases[0].float(), weights[1].float(), biases[1].float())
+    active = torch.rand(n, 5, 8, device="cuda") < 0.4
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        _, expected = block_skip_reference(x.float(), held.float(), block, active, tile)
+    pixels, residual = (maps.permute(0, 2, 3, 1).reshape(-1, channels) for maps in (x, held))
+    tiles = active.flatten().nonzero()[:, 0]
+    fused_block_residual(pixels, residual, weights[0], biases[0], weights[1], biases[1], tiles, height, width, tile)
+    result = residual.view(n, height, width, channels).permute(0, 3, 1, 2)
     tolerance = 1e-4 if dtype == torch.float32 else 16 * torch.finfo(dtype).eps
     torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.ops.dispatch import runs_kernels
+
 DENSE_FRACTION = 0.75
 """Share of tiles above which a convolution over the whole map is cheaper than gathering tiles (measured on a CPU)."""
 
@@ -41,6 +43,43 @@ def block_skip_reference(
     everywhere = active.repeat_interleave(tile, 1).repeat_interleave(tile, 2)[:, None, :height, :width]
     residual = torch.where(everywhere, block.dense(x), held)
     return x + residual, residual
+
+
+@torch.library.custom_op("vsvsr::block_residual", mutates_args=("held",))
+def fused_block_residual(
+    x: Tensor,
+    held: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    tiles: Tensor,
+    height: int,
+    width: int,
+    tile: int,
+) -> None:
+    """The kernel, for what ``runs_kernels`` accepts: ``held`` becomes the residual on the listed tiles, as pixels."""
+    if len(tiles) == 0:
+        return
+    from vsvsr.triton_kernels.block_skip import block_residual  # type: ignore[import-not-found]  # its own folder
+
+    block_residual(x, held, weight1, bias1, weight2, bias2, tiles, height, width, tile)
+
+
+@fused_block_residual.register_fake
+def _(
+    x: Tensor,
+    held: Tensor,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    tiles: Tensor,
+    height: int,
+    width: int,
+    tile: int,
+) -> None:
+    return None
 
 
 class TileGrid:
@@ -82,9 +121,9 @@ class TileGrid:
     def block_skip_(self, x: Tensor, held: Tensor, block: BlockWeights, tiles: Tensor) -> None:
         """``block_skip_reference`` on pixels, in place: ``held`` becomes the residual, ``x`` gets it added.
 
-        Runs over the whole map when every tile is active. Else gathers each active tile with a halo of 2, convolves
-        without padding, and scatters. Between the convolutions what lies outside the frame is set to zero, as the
-        padding of a convolution over the whole map would be.
+        Runs over the whole map when every tile is active. Else the kernel runs, or the plain form: it gathers each
+        active tile with a halo of 2, convolves without padding, and scatters. Between the convolutions what lies
+        outside the frame is set to zero, as the padding of a convolution over the whole map would be.
 
         Args:
             x: feature maps as pixels.
@@ -94,6 +133,9 @@ class TileGrid:
         """
         if len(tiles) == self.count:
             self.image(held).copy_(block.dense(self.image(x)))
+        elif runs_kernels(x, held, block.weight1):
+            weights = (block.weight1, block.bias1, block.weight2, block.bias2)
+            fused_block_residual(x, held, *weights, tiles, self.height, self.width, self.tile)
         elif len(tiles) > 0:
             side = self.tile + 4
             gathered = (
