@@ -85,7 +85,7 @@ MANIFEST: tuple[Weights, ...] = (
         "e9bf46ebb478abfc3002572ae67194f6b99fed5070262d75ec537f9b9df4477e",
     ),
     _shipped(
-        "fastreal-compact-x4", "FastReal", 594_916, "5d79ef934cf049b98c51a81e0e0cc42ad425e8fcf07c3684dcb6473c77d33069"
+        "fastreal-compact-x4", "FastReal", 595_796, "fd89b6066ded963027981b672adb1b39f5a65c4932a2649f69e9f959afa89657"
     ),
     _shipped(
         "skip-estimators-BasicVSR_REDS4",
