@@ -3,11 +3,20 @@
 Inputs lie in buffers of NaN and results in buffers of a known number, so that an access outside shows.
 """
 
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.models.common import ResidualBlocksWithInputConv
+from vsvsr.models.fastreal import FastRealVSR
+from vsvsr.models.fastreal.config import COMPACT
+from vsvsr.models.mia.block import MaskedBlock
+from vsvsr.models.skipvsr.gate import GatedTrunk, Tally
 from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual
 from vsvsr.ops.hidden_state_attention import (
     fused_hidden_state_attention,
@@ -188,3 +197,68 @@ class TestBlockSkip:
         skipped = ~active.repeat_interleave(tile, 1).repeat_interleave(tile, 2)[:, :height, :width]
         assert torch.equal(result.permute(0, 2, 3, 1)[skipped], held.float().permute(0, 2, 3, 1)[skipped])
         assert_untouched_outside(residual, buffer)
+
+
+class TestNetworks:
+    """Networks and their parts, dispatch included, with kernels and without."""
+
+    @pytest.fixture
+    def compare(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor], str], None]:
+        def run(network: Callable[[], Tensor], operation: str) -> None:
+            module = sys.modules[f"vsvsr.ops.{operation}"]
+            with torch.no_grad():
+                expected = network()
+                asked = []
+
+                def always(*tensors: Tensor) -> bool:
+                    asked.append(tensors)
+                    return True
+
+                monkeypatch.setattr(module, "runs_kernels", always)
+                result = network()
+            assert asked
+            assert expected.std() > 0.01
+            torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+
+        return run
+
+    def test_fastreal_gives_the_same_picture(self, compare: Callable[[Callable[[], Tensor], str], None]) -> None:
+        torch.manual_seed(0)
+        network = FastRealVSR(replace(COMPACT, rb1_blocks=1, rb2_blocks=1)).eval()
+        for name, parameter in network.named_parameters():
+            if name.endswith(("q.weight", "k.weight")):
+                torch.nn.init.normal_(parameter, std=0.2)
+        clip = torch.rand(1, 3, 3, 16, 19)
+        compare(lambda: network(clip), "hidden_state_attention")
+
+    def test_a_masked_block_gives_the_same_features(self, compare: Callable[[Callable[[], Tensor], str], None]) -> None:
+        """One block of MIA; a whole network takes the interpreter two minutes."""
+        torch.manual_seed(0)
+        block = MaskedBlock(12, 2, 8, 4, masked=True, drop_path=0.0)
+        torch.nn.init.normal_(block.attn.relative_position_bias_table)
+        first, second = torch.randn(2, 1, 3, 11, 13, 12)
+
+        def features() -> Tensor:
+            dense, memory = block(first, None, lambda logits: logits > 0)
+            sparse, _ = block(second, memory, lambda logits: logits > logits.median())
+            return torch.stack((dense, sparse))
+
+        compare(features, "masked_window_attention")
+
+    def test_a_gated_trunk_gives_the_same_features(self, compare: Callable[[Callable[[], Tensor], str], None]) -> None:
+        torch.manual_seed(0)
+        trunk, estimator = ResidualBlocksWithInputConv(3, 16, 2), torch.nn.Linear(16, 1)
+        torch.nn.init.constant_(estimator.weight, -40.0)
+        torch.nn.init.constant_(estimator.bias, 3.0)
+        first = torch.rand(1, 3, 35, 41)
+        second = first.clone()
+        second[..., :16, :20] += 0.5
+
+        def features() -> Tensor:
+            tally = Tally()
+            gated = GatedTrunk(trunk, estimator, 0.5, 16, True, tally)
+            result = torch.stack([gated(first).clone(), gated(second).clone()])
+            assert 18 < tally.executed < 36
+            return result
+
+        compare(features, "block_skip")
