@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from vsvsr.cli import INTERRUPTED, demo, doctor, upscale, weights
+from vsvsr.cli import INTERRUPTED, demo, doctor, evaluate, upscale, weights
 from vsvsr.errors import UserError
 
 _commands = typer.Typer(
@@ -17,6 +17,7 @@ _commands = typer.Typer(
 _commands.add_typer(upscale.app)
 _commands.add_typer(demo.app)
 _commands.add_typer(doctor.app)
+_commands.add_typer(evaluate.app)
 _commands.add_typer(weights.app, name="weights")
 
 
