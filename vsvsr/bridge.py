@@ -2,7 +2,7 @@
 
 import atexit
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -93,6 +93,3 @@ def describe(error: BaseException) -> str:
 def at_exit(hook: Callable[[], object]) -> None:
     """Have ``hook`` called before the interpreter goes; the plugin stays out of Python from then on."""
     atexit.register(hook)
-
-
-__all__: Sequence[str] = ["FilterInstance", "at_exit", "describe", "open_filter", "version"]

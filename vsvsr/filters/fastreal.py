@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 class FastRealSettings(RecurrentSettings):
     """The arguments of ``core.vsvsr.FastReal``."""
 
-    model: str = ""
-
 
 DEFAULT_MODEL = "fastreal-compact-x4"
 

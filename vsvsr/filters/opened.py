@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from vsvsr import weights
-from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SharedSettings, check
 from vsvsr.frames import Planes
@@ -33,9 +32,8 @@ def choose_device(index: int | None) -> torch.device:
     count = torch.cuda.device_count()
     if index is None:
         index = 0 if count else -1
-    if not -1 <= index < count:
-        gpus = f"-1 (CPU) to {count - 1}" if count else "-1 (CPU); this machine has no CUDA device"
-        raise UserError(f"device_index={index} is not possible; allowed: {gpus}")
+    allowed = f"-1 (CPU) to {count - 1}" if count else "-1 (CPU); this machine has no CUDA device"
+    check(-1 <= index < count, "device_index", index, allowed)
     return torch.device("cpu") if index < 0 else torch.device("cuda", index)
 
 

@@ -5,6 +5,7 @@ side. Both units are split in two calls: ``reduce`` sees one frame, ``combine`` 
 its neighbours. A stream can therefore run them with a window of three frames and gets the pixels of the whole clip.
 """
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -17,23 +18,23 @@ RTSForm = Literal["released", "paper"]
 HEADS = 8
 
 
-class TemporalUnit(nn.Module):
+class TemporalUnit(nn.Module, ABC):
     """A residual unit over frames ``(t, c, h, w)`` of one clip that reaches one frame to each side."""
 
     def __init__(self, form: RTSForm) -> None:
         super().__init__()
         self.form = form
 
+    @abstractmethod
     def reduce(self, x: Tensor) -> Tensor:
         """What neighbours need of a frame: ``(t, c, h, w)`` to ``(t, r, h, w)``, with ``r`` much less than ``c``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def combine(self, x: Tensor, before: Tensor, current: Tensor, after: Tensor) -> Tensor:
         """Frames ``(t, c, h, w)`` and the reduced features at -1, 0 and +1, each ``(t, r, h, w)``, to ``(t, c, h, w)``.
 
         Beyond the ends of the clip the reduced features are zero.
         """
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         current = self.reduce(x)
