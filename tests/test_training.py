@@ -11,7 +11,7 @@ from PIL import Image
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import COMPACT, FastRealVSR, load_fastreal
 from vsvsr.ops import flow_warp
-from vsvsr.training.dataset import Dataset, DatasetConfig, build_dataset
+from vsvsr.training.dataset import Clips, Dataset, DatasetConfig, build_dataset
 from vsvsr.training.degradation import Degradation, blur, blur_kernel, degrade, downsample
 from vsvsr.training.motion import synthetic_clip
 from vsvsr.training.train import TrainConfig, Trainer
@@ -156,3 +156,17 @@ def test_exported_weights_load_and_tell_their_recipe(data: Path, tmp_path: Path)
     trainer(data, tmp_path, TrainConfig(steps=1, batch=1, frames=6, chunk=6)).run()
     assert load_fastreal(tmp_path / "best.safetensors").config == TINY
     assert (tmp_path / "log.csv").read_text().startswith("1,")
+
+
+def test_training_crops_match_their_truth(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no training clips in"):
+        Clips(tmp_path, frames=2, crop=4)
+    folder = tmp_path / "00000"
+    folder.mkdir()
+    lr = np.random.default_rng(0).integers(0, 256, (5, 9, 10, 3), dtype=np.uint8)
+    np.save(folder / "lr.npy", lr)
+    np.save(folder / "gt.npy", lr.repeat(4, axis=1).repeat(4, axis=2))
+    (folder / "clip.json").write_text("{}")
+    frames, truth = Clips(tmp_path, frames=2, crop=4).draw(np.random.default_rng(1))
+    assert frames.shape == (2, 3, 4, 4)
+    assert torch.equal(truth, frames.repeat_interleave(4, 2).repeat_interleave(4, 3))

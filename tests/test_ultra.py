@@ -41,7 +41,6 @@ from vsvsr.models.ultra.shelf import Shelf, Skips
 from vsvsr.models.ultra.stream import Pipeline, TiledPipeline
 from vsvsr.models.ultra.tiles import Tiles
 from vsvsr.training.ultra import (
-    Clips,
     Perceptual,
     TemporalCritic,
     UltraTrainConfig,
@@ -849,17 +848,3 @@ def test_the_finished_generator_gives_the_pictures_of_the_trained_one(trained: T
         restored = Upscaler(finished, degradation=0.8, prompt=PROMPT).upscale(list(frames), range(3))
         result = torch.cat([frame.picture for frame in restored])
     assert torch.allclose(result, (pictures.clamp(-1, 1) + 1) / 2, atol=1e-4)
-
-
-def test_training_crops_match_their_truth(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no training clips in"):
-        Clips(tmp_path, frames=2, crop=4)
-    folder = tmp_path / "00000"
-    folder.mkdir()
-    lr = np.random.default_rng(0).integers(0, 256, (5, 9, 10, 3), dtype=np.uint8)
-    np.save(folder / "lr.npy", lr)
-    np.save(folder / "gt.npy", lr.repeat(4, axis=1).repeat(4, axis=2))
-    (folder / "clip.json").write_text("{}")
-    frames, truth = Clips(tmp_path, frames=2, crop=4).draw(np.random.default_rng(1))
-    assert frames.shape == (2, 3, 4, 4)
-    assert torch.equal(truth, frames.repeat_interleave(4, 2).repeat_interleave(4, 3))

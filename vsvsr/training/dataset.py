@@ -185,3 +185,34 @@ class Dataset:
         with torch.inference_mode():
             flow = network.flow(frames[1:], frames[:-1])
         np.save(folder / self._flow_name, flow.half().numpy())
+
+
+class Clips:
+    """Random crops of what `build_dataset` wrote, without flow.
+
+    Args:
+        folder: of clips.
+        frames: length of a crop.
+        crop: height and width of its low-resolution frames.
+    """
+
+    def __init__(self, folder: Path, *, frames: int, crop: int) -> None:
+        self.folders = sorted(path.parent for path in folder.glob("*/clip.json"))
+        if not self.folders:
+            raise UserError(f"no training clips in {folder}; make some with: python -m vsvsr.training build")
+        self.frames, self.crop = frames, crop
+
+    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Frames ``(t, 3, crop, crop)`` and truth ``(t, 3, 4 crop, 4 crop)`` in [0, 1]."""
+        folder = self.folders[int(rng.integers(len(self.folders)))]
+        lr, gt = (np.load(folder / name, mmap_mode="r") for name in ("lr.npy", "gt.npy"))
+        spare = (len(lr) - self.frames, lr.shape[1] - self.crop, lr.shape[2] - self.crop)
+        first, top, left = (int(rng.integers(room + 1)) for room in spare)
+
+        def piece(clip: np.ndarray, scale: int) -> Tensor:
+            side = scale * self.crop
+            rows, columns = (slice(scale * start, scale * start + side) for start in (top, left))
+            pixels = np.array(clip[first : first + self.frames, rows, columns])
+            return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+
+        return piece(lr, 1), piece(gt, 4)

@@ -19,7 +19,7 @@ from torch import Tensor
 from vsvsr import weights
 from vsvsr.models.mia import MIAVSR, KeepRatios, MaskSite, threshold_gate
 from vsvsr.models.mia.gates import TEMPERATURE, Gate
-from vsvsr.training.ultra import Clips
+from vsvsr.training.dataset import Clips
 
 _EPSILON = 1e-8
 

@@ -24,6 +24,7 @@ from vsvsr.models.ultra.files import save_compact
 from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.network import run_whole, upscale_bicubic
 from vsvsr.models.ultra.schedule import STEPS, alphas_cumprod, clamp_degradation, one_step, timestep_of
+from vsvsr.training.dataset import Clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,37 +289,6 @@ class UltraTrainer:
 def _as_clip(frames: Tensor) -> Tensor:
     """``(t, c, h, w)`` to ``(1, c, t, h, w)``."""
     return frames.transpose(0, 1)[None]
-
-
-class Clips:
-    """Random crops of what `vsvsr.training.dataset.build_dataset` wrote, without flow.
-
-    Args:
-        folder: of clips.
-        frames: length of a crop.
-        crop: height and width of its low-resolution frames.
-    """
-
-    def __init__(self, folder: Path, *, frames: int, crop: int) -> None:
-        self.folders = sorted(path.parent for path in folder.glob("*/clip.json"))
-        if not self.folders:
-            raise UserError(f"no training clips in {folder}; make some with: python -m vsvsr.training build")
-        self.frames, self.crop = frames, crop
-
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Frames ``(t, 3, crop, crop)`` and truth ``(t, 3, 4 crop, 4 crop)`` in [0, 1]."""
-        folder = self.folders[int(rng.integers(len(self.folders)))]
-        lr, gt = (np.load(folder / name, mmap_mode="r") for name in ("lr.npy", "gt.npy"))
-        spare = (len(lr) - self.frames, lr.shape[1] - self.crop, lr.shape[2] - self.crop)
-        first, top, left = (int(rng.integers(room + 1)) for room in spare)
-
-        def piece(clip: np.ndarray, scale: int) -> Tensor:
-            side = scale * self.crop
-            rows, columns = (slice(scale * start, scale * start + side) for start in (top, left))
-            pixels = np.array(clip[first : first + self.frames, rows, columns])
-            return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-
-        return piece(lr, 1), piece(gt, 4)
 
 
 def _fit(
