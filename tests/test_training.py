@@ -1,8 +1,11 @@
 """Training data and the stage-1 loop on tiny clips."""
 
 import dataclasses
+import json
+import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
@@ -15,7 +18,9 @@ from vsvsr.training.dataset import Clips, Dataset, DatasetConfig, build_dataset
 from vsvsr.training.degradation import Degradation, blur, blur_kernel, degrade, downsample
 from vsvsr.training.motion import synthetic_clip
 from vsvsr.training.train import TrainConfig, Trainer
+from vsvsr.training.video import Codec, Deinterlacer, read_video, through_codec, through_fields
 
+DEINTERLACERS: tuple[Deinterlacer, ...] = ("bwdif", "yadif")
 TINY = dataclasses.replace(COMPACT, channels=8, rb2_blocks=1, key_channels=4)
 DATA = DatasetConfig(clips=2, frames=6, size=(96, 128), seed=3)
 
@@ -60,6 +65,89 @@ def test_an_interrupted_build_carries_on_to_the_same_clips(sources: Path, data: 
     build_dataset(sources, tmp_path, DATA)
     assert (tmp_path / "00000/lr.npy").stat().st_mtime_ns == first
     assert (tmp_path / "00001/lr.npy").read_bytes() == (data / "00001/lr.npy").read_bytes()
+
+
+def test_clips_are_cut_from_real_videos(sources: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    pan = ["-i", str(sources / "0.png"), "-vf", "loop=239:1,crop=200:160:n:0,format=yuv420p"]
+    run_ffmpeg([*pan, "-c:v", "libx264", "-preset", "ultrafast", str(folder / "pan.mkv")])
+    build_dataset(folder, tmp_path / "data", dataclasses.replace(DATA, clips=1))
+    truth = np.load(tmp_path / "data/00000/gt.npy")
+    assert not (tmp_path / "data/00000/motion.npy").exists()
+    video = read_video(folder / "pan.mkv")
+    pieces = np.lib.stride_tricks.sliding_window_view(video[..., 0], (6, 96, 128))[..., ::24, ::32]
+    assert (pieces == truth[:, ::24, ::32, 0]).all((-3, -2, -1)).sum() == 1
+
+
+def test_a_video_that_is_too_short_is_refused_by_name(sources: Path, tmp_path: Path) -> None:
+    run_ffmpeg(["-loop", "1", "-i", str(sources / "0.png"), "-frames:v", "3", str(tmp_path / "short.mp4")])
+    with pytest.raises(UserError, match="shorter or smaller than a training clip; remove it"):
+        build_dataset(tmp_path, tmp_path / "data", DATA)
+
+
+def test_synthetic_clips_hold_still_shots_pans_and_cuts() -> None:
+    still = moving = cuts = 0
+    for seed in range(40):
+        clip = synthetic_clip([photograph(0)], np.random.default_rng(seed), frames=14, size=(48, 64), scale=4)
+        change = np.abs(np.diff(clip.frames.astype(int), axis=0)).mean((1, 2, 3))
+        motion = np.abs(clip.flow.astype(float)).mean((1, 2, 3))
+        still += int(change.max() == 0)
+        moving += int(np.median(motion) > 0.3)
+        cuts += int(np.sort(change)[-1] > 10 * max(np.sort(change)[-2], 0.5) and motion[change.argmax()] == 0)
+    assert still >= 2
+    assert moving >= 10
+    assert cuts >= 1
+
+
+def test_a_past_changes_the_degraded_clip_and_nothing_else(sources: Path, data: Path, tmp_path: Path) -> None:
+    past = dataclasses.replace(DATA, interlaced_share=1.0, recompressed_share=1.0)
+    build_dataset(sources, tmp_path, past)
+    for clip in ("00000", "00001"):
+        assert (tmp_path / clip / "gt.npy").read_bytes() == (data / clip / "gt.npy").read_bytes()
+        before, after = np.load(data / clip / "lr.npy").astype(int), np.load(tmp_path / clip / "lr.npy").astype(int)
+        assert before.shape == after.shape
+        assert 0.5 < np.abs(before - after).mean() < 20
+        settings = json.loads((tmp_path / clip / "clip.json").read_text())
+        assert settings.pop("deinterlacer") in ("bwdif", "yadif")
+        assert settings.pop("earlier")[0] in ("mpeg2video", "libx264")
+        assert settings == json.loads((data / clip / "clip.json").read_text())
+
+
+def test_deinterlacing_keeps_what_stands_still_and_guesses_every_other_line_of_what_moves() -> None:
+    wide = np.asarray(Image.fromarray(photograph(0)).resize((240, 96), Image.Resampling.BICUBIC))
+    still = np.stack([wide[:, :128]] * 6)
+    moving = np.stack([wide[:, 8 * i : 8 * i + 128] for i in range(6)])
+    luma = np.array((0.299, 0.587, 0.114))
+    for deinterlacer in DEINTERLACERS:
+        errors = []
+        for clip in (still, moving):
+            result = through_fields(clip, "ffv1", 0, deinterlacer=deinterlacer) @ luma
+            plain = through_codec(clip, "ffv1", 0) @ luma
+            assert result.shape == clip.shape[:3]
+            # On luma: chroma is halved within the fields. A frame for each field, at the time of the field.
+            distance = [[np.abs(frame - other).mean() for other in plain] for frame in result[1:-1]]
+            if clip is moving:
+                assert np.argmin(distance, axis=1).tolist() == [1, 2, 3, 4]
+            errors.append(np.abs(result - plain)[2:-2].mean())
+        assert errors[0] < 0.4
+        assert errors[1] > 1.0
+
+
+def test_an_odd_number_of_frames_survives_interlacing() -> None:
+    clip = np.stack([photograph(1)[:64, :96]] * 5)
+    assert through_fields(clip, "mpeg2video", 4, deinterlacer="bwdif").shape == clip.shape
+
+
+@pytest.mark.parametrize("codec", ["mpeg2video", "libx264"])
+def test_a_coarser_first_compression_loses_more(codec: Codec) -> None:
+    clip = np.stack([photograph(1)[:64, :96]] * 3)
+    fine, coarse = (np.abs(through_codec(clip, codec, q).astype(int) - clip).mean() for q in (2, 30))
+    assert fine < coarse
+
+
+def run_ffmpeg(arguments: list[str]) -> None:
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments], check=True)
 
 
 def test_a_folder_without_pictures_is_refused_by_name(tmp_path: Path) -> None:

@@ -61,7 +61,14 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _build(arguments: argparse.Namespace) -> None:
-    config = DatasetConfig(clips=arguments.clips, frames=arguments.frames, scale=arguments.scale, seed=arguments.seed)
+    config = DatasetConfig(
+        clips=arguments.clips,
+        frames=arguments.frames,
+        scale=arguments.scale,
+        interlaced_share=arguments.interlaced,
+        recompressed_share=arguments.recompressed,
+        seed=arguments.seed,
+    )
     build_dataset(arguments.sources, arguments.target, config)
 
 
@@ -87,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--clips", type=int, default=300)
     build.add_argument("--frames", type=int, default=30)
     build.add_argument("--scale", type=int, choices=(2, 4), default=4)
+    build.add_argument("--interlaced", type=float, default=0.0, help="share of clips of interlaced origin, 0 to 1")
+    build.add_argument("--recompressed", type=float, default=0.0, help="share of clips compressed twice, 0 to 1")
     build.add_argument("--seed", type=int, default=0)
     build.set_defaults(run_command=_build)
 

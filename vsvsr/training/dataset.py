@@ -27,9 +27,11 @@ class DatasetConfig:
     Attributes:
         clips: how many.
         frames: length of each.
-        size: height and width of the high-resolution frames, multiples of ``2 * scale``.
+        size: height and width of the high-resolution frames, multiples of ``4 * scale``.
         scale: 2 or 4.
         video_share: share of the clips cut from real videos, when there are any.
+        interlaced_share: share of the clips that have been interlaced before.
+        recompressed_share: share of the clips that are compressed twice.
         seed: clip ``i`` is a function of the source files, these settings and ``(seed, i)``.
     """
 
@@ -38,6 +40,8 @@ class DatasetConfig:
     size: tuple[int, int] = (320, 448)
     scale: int = 4
     video_share: float = 0.5
+    interlaced_share: float = 0.0
+    recompressed_share: float = 0.0
     seed: int = 0
 
 
@@ -106,9 +110,15 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
             frames = clip.frames
             np.save(folder / "motion.npy", clip.flow)
         degradation = Degradation.draw(rng)
+        seed = int(rng.integers(2**31))
+        # Drawn last: a clip is the same but for its past, whatever these shares are.
+        degradation = degradation.with_past(
+            rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
+        )
         np.save(folder / "gt.npy", frames)
-        np.save(folder / "lr.npy", degrade(frames, degradation, scale=config.scale, seed=int(rng.integers(2**31))))
-        (folder / "clip.json").write_text(json.dumps(asdict(degradation)))
+        np.save(folder / "lr.npy", degrade(frames, degradation, scale=config.scale, seed=seed))
+        settings = {name: value for name, value in asdict(degradation).items() if value is not None}
+        (folder / "clip.json").write_text(json.dumps(settings))
 
 
 def _flow_key(network: FastRealVSR) -> str:

@@ -1,6 +1,6 @@
-"""Eq. 9: blur, noise, downsampling, H.264."""
+"""Eq. 9: blur, noise, downsampling, H.264; optionally after an earlier life as interlaced or compressed footage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsvsr.training.video import through_x264
+from vsvsr.training.video import Deinterlacer, through_codec, through_fields, through_x264
 
 Resize = Literal["area", "bilinear", "bicubic"]
 
 _RADIUS = 10
 _RESIZES: tuple[Resize, ...] = ("area", "bilinear", "bicubic")
+_DEINTERLACERS: tuple[Deinterlacer, ...] = ("bwdif", "yadif")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,10 @@ class Degradation:
         resize: how to downsample; bilinear and bicubic read the nearest pixels without anti-aliasing, as OpenCV does.
         crf: constant rate factor of x264.
         profile: H.264 profile.
+        deinterlacer: the footage was interlaced, one field of each frame, and this filter of ffmpeg made frames of it;
+            None for frames from the start.
+        earlier: codec, and its quality, of a first compression before the last one: ``mpeg2video`` with a quantiser
+            from 1 up, as on DVDs, or ``libx264`` with a crf; None for one compression only.
     """
 
     sigma: tuple[float, float]
@@ -37,6 +42,8 @@ class Degradation:
     resize: Resize = "bicubic"
     crf: int
     profile: str = "high"
+    deinterlacer: Deinterlacer | None = None
+    earlier: tuple[Literal["mpeg2video", "libx264"], int] | None = None
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Degradation":
@@ -52,6 +59,15 @@ class Degradation:
             crf=int(rng.integers(18, 36)),
             profile=str(rng.choice(["baseline", "main", "high"], p=(0.1, 0.2, 0.7))),
         )
+
+    def with_past(self, rng: np.random.Generator, *, interlaced: float, recompressed: float) -> "Degradation":
+        """The same after an earlier life: interlaced, compressed, or both, each with the given probability."""
+        deinterlacer = _DEINTERLACERS[int(rng.integers(2))] if rng.random() < interlaced else None
+        earlier: tuple[Literal["mpeg2video", "libx264"], int] | None = None
+        if rng.random() < recompressed:
+            dvd = rng.random() < 0.5
+            earlier = ("mpeg2video", int(rng.integers(2, 11))) if dvd else ("libx264", int(rng.integers(18, 36)))
+        return replace(self, deinterlacer=deinterlacer, earlier=earlier)
 
 
 def blur_kernel(sigma: tuple[float, float], angle: float) -> Tensor:
@@ -102,7 +118,8 @@ def degrade(frames: np.ndarray, degradation: Degradation, *, scale: int, seed: i
     """The low-resolution clip of eq. 9.
 
     Args:
-        frames: ``(t, h, w, 3)`` uint8, sides multiples of ``2 * scale``.
+        frames: ``(t, h, w, 3)`` uint8, sides multiples of ``2 * scale``; the height, where footage was interlaced, of
+            ``4 * scale``.
         degradation: what to do.
         scale: downsampling factor.
         seed: of the noise.
@@ -118,5 +135,10 @@ def degrade(frames: np.ndarray, degradation: Degradation, *, scale: int, seed: i
         noise = torch.randn((1 if degradation.grey_noise else 3, *image.shape[1:]), generator=generator)
         image = image + noise * degradation.noise
         small.append(downsample(image[None], scale, degradation.resize)[0])
-    pixels = torch.stack(small).permute(0, 2, 3, 1).round_().clamp_(0, 255).to(torch.uint8)
-    return through_x264(pixels.contiguous().numpy(), crf=degradation.crf, profile=degradation.profile)
+    pixels = torch.stack(small).permute(0, 2, 3, 1).round_().clamp_(0, 255).to(torch.uint8).contiguous().numpy()
+    codec, quality = degradation.earlier or ("ffv1", 0)
+    if degradation.deinterlacer is not None:
+        pixels = through_fields(pixels, codec, quality, deinterlacer=degradation.deinterlacer)
+    elif degradation.earlier is not None:
+        pixels = through_codec(pixels, codec, quality)
+    return through_x264(pixels, crf=degradation.crf, profile=degradation.profile)

@@ -4,11 +4,15 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import imageio_ffmpeg
 import numpy as np
 
 from vsvsr.errors import UserError
+
+Codec = Literal["libx264", "mpeg2video", "ffv1"]
+Deinterlacer = Literal["bwdif", "yadif"]
 
 
 def _ffmpeg(arguments: list[str], data: bytes | None = None) -> bytes:
@@ -33,12 +37,20 @@ def video_size(path: Path) -> tuple[int, int]:
     return int(found[2]), int(found[1])
 
 
-def read_video(path: Path, *, first: int = 0, frames: int | None = None) -> np.ndarray:
-    """Frames ``(t, h, w, 3)`` uint8 of a video file."""
+def read_video(path: Path, *, first: int = 0, frames: int | None = None, filters: str | None = None) -> np.ndarray:
+    """Frames ``(t, h, w, 3)`` uint8 of a video file.
+
+    Args:
+        path: the file.
+        first: frames to leave out at the start.
+        frames: how many at most.
+        filters: of ffmpeg, on all frames; they keep the size.
+    """
     height, width = video_size(path)
     arguments = ["-threads", "1", "-i", str(path)]
-    if first:
-        arguments += ["-vf", f"select=gte(n\\,{first})"]
+    chain = ([filters] if filters else []) + ([f"select=gte(n\\,{first})"] if first else [])
+    if chain:
+        arguments += ["-vf", ",".join(chain)]
     if frames is not None:
         arguments += ["-frames:v", str(frames)]
     arguments += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
@@ -53,10 +65,50 @@ def through_x264(frames: np.ndarray, *, crf: int, profile: str) -> np.ndarray:
         crf: constant rate factor.
         profile: ``baseline``, ``main`` or ``high``.
     """
+    return _through(frames, ["-c:v", "libx264", "-crf", str(crf), "-profile:v", profile])
+
+
+def through_codec(frames: np.ndarray, codec: Codec, quality: int) -> np.ndarray:
+    """Encode ``(t, h, w, 3)`` uint8 frames of even height and width as yuv420p and decode them again.
+
+    Args:
+        frames: what to encode.
+        codec: of ffmpeg.
+        quality: crf of ``libx264``, quantiser of ``mpeg2video``, nothing to ``ffv1``, which is lossless.
+    """
+    return _through(frames, _settings(codec, quality))
+
+
+def through_fields(frames: np.ndarray, codec: Codec, quality: int, *, deinterlacer: Deinterlacer) -> np.ndarray:
+    """What is left of ``frames`` after interlacing: of each frame one field, its other lines guessed.
+
+    Even frames leave their upper field, odd ones their lower field; pairs of fields are compressed as one interlaced
+    picture, and a deinterlacer makes a frame of each field.
+
+    Args:
+        frames: ``(t, h, w, 3)`` uint8, height a multiple of 4, width even.
+        codec: as in `through_codec`.
+        quality: as in `through_codec`.
+        deinterlacer: filter of ffmpeg.
+    """
+    even = np.concatenate((frames, frames[-1:])) if len(frames) % 2 else frames
+    woven = even[0::2].copy()
+    woven[:, 1::2] = even[1::2, 1::2]
+    # Chroma is halved within each field, and the encoder told that neighbouring lines differ in time.
+    arguments = ["-vf", "scale=interl=1,setfield=tff", "-flags", "+ilme+ildct", *_settings(codec, quality)]
+    return _through(woven, arguments, decode=f"{deinterlacer}=mode=send_field:parity=tff")[: len(frames)]
+
+
+def _settings(codec: Codec, quality: int) -> list[str]:
+    option = {"libx264": "-crf", "mpeg2video": "-q:v"}.get(codec)
+    return ["-c:v", codec, *([option, str(quality)] if option else [])]
+
+
+def _through(frames: np.ndarray, codec: list[str], *, decode: str | None = None) -> np.ndarray:
+    """Frames through an encoder and back, ``decode`` being a filter on the way back."""
     height, width = frames.shape[1:3]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "25", "-i", "-"]
-    codec = ["-c:v", "libx264", "-crf", str(crf), "-profile:v", profile, "-pix_fmt", "yuv420p", "-threads", "1"]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        _ffmpeg(["-y", *source, *codec, str(path)], frames.tobytes())
-        return read_video(path)
+        path = Path(folder) / "clip.mkv"
+        _ffmpeg(["-y", *source, *codec, "-pix_fmt", "yuv420p", "-threads", "1", str(path)], frames.tobytes())
+        return read_video(path, filters=decode)
