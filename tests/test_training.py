@@ -16,6 +16,7 @@ from vsvsr.models.fastreal import COMPACT, FastRealVSR, load_fastreal
 from vsvsr.ops import flow_warp
 from vsvsr.training.dataset import Clips, Dataset, DatasetConfig, build_dataset
 from vsvsr.training.degradation import Degradation, blur, blur_kernel, degrade, downsample
+from vsvsr.training.losses import Perceptual
 from vsvsr.training.motion import synthetic_clip
 from vsvsr.training.train import TrainConfig, Trainer
 from vsvsr.training.video import Codec, Deinterlacer, read_video, through_codec, through_fields
@@ -258,3 +259,23 @@ def test_training_crops_match_their_truth(tmp_path: Path) -> None:
     frames, truth = Clips(tmp_path, frames=2, crop=4).draw(np.random.default_rng(1))
     assert frames.shape == (2, 3, 4, 4)
     assert torch.equal(truth, frames.repeat_interleave(4, 2).repeat_interleave(4, 3))
+
+
+def test_the_perceptual_loss_reads_a_local_file_and_is_zero_for_equal_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "vgg19.pth"
+    with pytest.raises(UserError, match=r"vgg19\.pth does not exist"):
+        Perceptual(path)
+    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
+    with pytest.raises(UserError, match=r"not VGG19 \(features\.0\.bias is missing"):
+        Perceptual(path)
+    widths = (3, 64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512, 512)
+    places = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
+    state = {}
+    for place, inputs, outputs in zip(places, widths, widths[1:], strict=False):
+        state[f"features.{place}.weight"] = torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5)
+        state[f"features.{place}.bias"] = torch.zeros(outputs)
+    torch.save(state, path)
+    loss = Perceptual(path)
+    pictures = torch.rand(1, 3, 32, 32)
+    assert loss(pictures, pictures) == 0.0
+    assert loss(pictures, pictures.flip(-1)) > loss(pictures, 0.9 * pictures + 0.1 * pictures.flip(-1)) > 0.0

@@ -41,7 +41,6 @@ from vsvsr.models.ultra.shelf import Shelf, Skips
 from vsvsr.models.ultra.stream import Pipeline, TiledPipeline
 from vsvsr.models.ultra.tiles import Tiles
 from vsvsr.training.ultra import (
-    Perceptual,
     TemporalCritic,
     UltraTrainConfig,
     UltraTrainer,
@@ -784,25 +783,6 @@ def test_the_critic_judges_patches_of_a_clip_over_time() -> None:
     assert [torch.nn.utils.parametrize.is_parametrized(conv) for conv in convolutions] == [True] * 5 + [False]
     opinions = TemporalCritic(8)(torch.rand(1, 3, 6, 64, 96))
     assert opinions.shape == (1, 32, 6, 1, 2)
-
-
-def test_the_perceptual_loss_reads_a_local_file_and_is_zero_for_equal_pictures(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no VGG19 weights at .*vgg19\.pth"):
-        Perceptual(tmp_path / "vgg19.pth")
-    torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "vgg19.pth")
-    with pytest.raises(UserError, match=r"lacks features\.0\.bias"):
-        Perceptual(tmp_path / "vgg19.pth")
-    widths = (3, 64, 64, 128, 128, 256, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512, 512)
-    places = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)
-    state = {}
-    for place, inputs, outputs in zip(places, widths, widths[1:], strict=False):
-        state[f"features.{place}.weight"] = torch.randn(outputs, inputs, 3, 3) / (3 * inputs**0.5)
-        state[f"features.{place}.bias"] = torch.zeros(outputs)
-    torch.save(state, tmp_path / "vgg19.pth")
-    loss = Perceptual(tmp_path / "vgg19.pth")
-    pictures = torch.rand(1, 3, 32, 32)
-    assert loss(pictures, pictures) == 0.0
-    assert loss(pictures, pictures.flip(-1)) > loss(pictures, 0.9 * pictures + 0.1 * pictures.flip(-1)) > 0.0
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vsvsr.models.fastreal import FastRealVSR, save_fastreal
 from vsvsr.training.dataset import Dataset
+from vsvsr.training.losses import charbonnier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,6 @@ class TrainConfig:
     stateless: bool = False
     seed: int = 0
     save_minutes: float = 5.0
-
-
-def charbonnier(prediction: Tensor, truth: Tensor) -> Tensor:
-    """``mean(sqrt(d^2 + 1e-6))``, a smooth L1."""
-    return ((prediction - truth).square() + 1e-6).sqrt().mean()
 
 
 def unroll(

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsvsr.errors import UserError
 from vsvsr.models.ultra import TINY, UltraConfig, UltraVSR, build
 from vsvsr.models.ultra.files import save_compact
 from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.network import run_whole, upscale_bicubic
 from vsvsr.models.ultra.schedule import STEPS, alphas_cumprod, clamp_degradation, one_step, timestep_of
 from vsvsr.training.dataset import Clips
+from vsvsr.training.losses import Perceptual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,52 +81,6 @@ class TemporalCritic(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         return self.layers(clips)  # type: ignore[no-any-return]
-
-
-class Perceptual(nn.Module):
-    """L1 distance of VGG19 features before the ReLU of conv1_2, 2_2, 3_4, 4_4 and 5_4, weighted 0.1, 0.1, 1, 1, 1.
-
-    Args:
-        weights: torchvision's state dict of VGG19 (``features.*``), a local file.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)
-    _WEIGHTS: dict[int, float] = {2: 0.1, 7: 0.1, 16: 1.0, 25: 1.0, 34: 1.0}  # noqa: RUF012  # a constant
-
-    def __init__(self, weights: Path) -> None:
-        super().__init__()
-        if not weights.is_file():
-            raise UserError(f"no VGG19 weights at {weights}; give torchvision's vgg19 file for the perceptual loss")
-        layers: list[nn.Module] = []
-        inputs = 3
-        for width in self._WIDTHS:
-            if width:
-                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
-                inputs = width
-            else:
-                layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers[:-1])
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        wanted = self.state_dict().keys()
-        if missing := sorted(wanted - state.keys()):
-            raise UserError(f"{weights} lacks {missing[0]}; give torchvision's vgg19 file for the perceptual loss")
-        self.load_state_dict({name: state[name] for name in wanted})
-        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
-        self.requires_grad_(False)
-
-    def forward(self, pictures: Tensor, truth: Tensor) -> Tensor:
-        """Both RGB in [0, 1], ``(t, 3, h, w)``; a scalar."""
-        x, y = ((images - self.mean) / self.std for images in (pictures, truth))
-        loss: Tensor = torch.zeros((), device=pictures.device)
-        for place, layer in enumerate(self.features):
-            x, y = layer(x), layer(y)
-            if place in self._WEIGHTS:
-                loss += self._WEIGHTS[place] * F.l1_loss(x, y)
-        return loss
 
 
 def distillation_loss(latents: Tensor, real: Tensor, fake: Tensor, consistency: float) -> Tensor:

@@ -1,0 +1,62 @@
+"""Losses of both training stages, and the discriminator of the second."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vsvsr import weights
+from vsvsr.errors import UserError
+
+
+def charbonnier(prediction: Tensor, truth: Tensor) -> Tensor:
+    """``mean(sqrt(d^2 + 1e-6))``, a smooth L1."""
+    return ((prediction - truth).square() + 1e-6).sqrt().mean()
+
+
+class Perceptual(nn.Module):
+    """L1 distance of VGG19 features before the ReLU of conv1_2, 2_2, 3_4, 4_4 and 5_4, weighted 0.1, 0.1, 1, 1, 1.
+
+    Args:
+        path: torchvision's state dict of VGG19 (``features.*``), a local file.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or holds another network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)
+    _WEIGHTS: dict[int, float] = {2: 0.1, 7: 0.1, 16: 1.0, 25: 1.0, 34: 1.0}  # noqa: RUF012  # a constant
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width in self._WIDTHS:
+            if width:
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+                inputs = width
+            else:
+                layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers[:-1])
+        state, _ = weights.read_tensors(path)
+        for name, value in self.state_dict().items():
+            if name not in state or state[name].shape != value.shape:
+                raise UserError(f"{path} is not VGG19 ({name} is missing or differs); give torchvision's vgg19 file")
+        self.load_state_dict({name: state[name] for name in self.state_dict()})
+        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+
+    def forward(self, pictures: Tensor, truth: Tensor) -> Tensor:
+        """Both RGB in [0, 1], ``(t, 3, h, w)``; a scalar."""
+        x, y = ((images - self.mean) / self.std for images in (pictures, truth))
+        loss: Tensor = torch.zeros((), device=pictures.device)
+        for place, layer in enumerate(self.features):
+            x, y = layer(x), layer(y)
+            if place in self._WEIGHTS:
+                loss += self._WEIGHTS[place] * F.l1_loss(x, y)
+        return loss
