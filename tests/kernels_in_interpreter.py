@@ -6,6 +6,7 @@ Inputs lie in buffers of NaN and results in buffers of a known number, so that a
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from vsvsr.models.fastreal.config import COMPACT
 from vsvsr.models.mia.block import MaskedBlock
 from vsvsr.models.skipvsr.gate import GatedTrunk, Tally
 from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual
+from vsvsr.ops.flow_warp import flow_warp_reference, fused_flow_warp
 from vsvsr.ops.hidden_state_attention import (
     fused_hidden_state_attention,
     hidden_state_attention_reference,
@@ -197,6 +199,43 @@ class TestBlockSkip:
         skipped = ~active.repeat_interleave(tile, 1).repeat_interleave(tile, 2)[:, :height, :width]
         assert torch.equal(result.permute(0, 2, 3, 1)[skipped], held.float().permute(0, 2, 3, 1)[skipped])
         assert_untouched_outside(residual, buffer)
+
+
+class TestFlowWarp:
+    @pytest.mark.parametrize("padding", ["zeros", "border"])
+    @pytest.mark.parametrize(
+        ("shape", "dtype", "tolerance"),
+        [
+            ((2, 5, 9, 35), torch.float32, 2e-5),
+            ((1, 40, 7, 11), torch.float32, 2e-5),
+            ((2, 1, 1, 1), torch.float32, 2e-5),
+            ((1, 16, 6, 17), torch.float16, 2e-3),
+        ],
+        ids=["odd sizes", "several blocks of channels", "one pixel", "half precision"],
+    )
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planar", "channels last"])
+    def test_the_kernel_gives_the_plain_forms_result(
+        self,
+        shape: tuple[int, int, int, int],
+        dtype: torch.dtype,
+        tolerance: float,
+        padding: Literal["zeros", "border"],
+        layout: torch.memory_format,
+        results: list[tuple[Tensor, Tensor]],
+    ) -> None:
+        torch.manual_seed(0)
+        n, _, height, width = shape
+        x = torch.randn(shape).to(dtype)
+        flow = torch.randn(n, 2, height, width) * 3
+        flow[0, :, 0, 0] = 1e12
+        flow[-1, :, -1, -1] = torch.tensor([-1e12, 0.5])
+        flow[0, :, height // 2] = 0.0
+        expected = flow_warp_reference(x.float(), flow, padding=padding)
+        source = framed(x)[0] if layout == torch.contiguous_format else x.contiguous(memory_format=layout)
+        result = fused_flow_warp(source, framed(flow)[0], padding == "border")
+        torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+        assert len(results) == 1
+        assert_untouched_outside(*results[0])
 
 
 class TestNetworks:

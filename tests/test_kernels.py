@@ -4,11 +4,8 @@ No test here runs a kernel on a GPU; the one at the end does where there is one.
 """
 
 import os
-import re
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,111 +24,23 @@ from vsvsr.ops.hidden_state_attention import (
 )
 from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
 
-triton = pytest.importorskip("triton", reason="Triton exists for Linux only")
+pytest.importorskip("triton", reason="Triton exists for Linux only")
 
-SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-"""Bytes of shared memory that one block may have, by compute capability."""
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Launch:
-    """A kernel as its launcher would specialise it.
-
-    Attributes:
-        kernel: the jitted function.
-        pointers: element type of each pointer.
-        floats: names of fp32 scalars.
-        constants: values of constexpr arguments, and 1 for strides that are 1.
-        options: warps and stages.
-    """
-
-    kernel: Any
-    pointers: dict[str, str]
-    constants: dict[str, int | bool | float]
-    floats: tuple[str, ...] = ()
-    options: dict[str, int] = field(default_factory=dict)
-
-    def compile(self, capability: int) -> dict[str, int]:
-        """Bytes of shared memory, of stack (where registers are spilled) and registers, of the GPU's own code."""
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource
-
-        signature, aligned = {}, {}
-        for place, name in enumerate(self.kernel.arg_names):
-            if name in self.constants:
-                signature[name] = "constexpr"
-            elif name in self.pointers:
-                signature[name] = "*" + self.pointers[name]
-                aligned[(place,)] = [["tt.divisibility", 16]]
-            else:
-                signature[name] = "fp32" if name in self.floats else "i32"
-        source = ASTSource(self.kernel, signature, self.constants, aligned)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=self.options)
-        usage = resource_usage(compiled.asm["cubin"])
-        return {**usage, "SHARED": compiled.metadata.shared}
-
-
-def resource_usage(cubin: bytes) -> dict[str, int]:
-    """REG, STACK and LOCAL of the one kernel in a cubin, from the tool that Triton brings."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
+from vsvsr.triton_kernels.ahead_of_time import (
+    DTYPES,
+    LAUNCHES,
+    SHARED_MEMORY,
+    Launch,
+    flow_warp_launch,
+    hidden_state_attention_launch,
+)
 
 
 def assert_fits(launch: Launch, capability: int) -> None:
-    usage = launch.compile(capability)
-    assert usage["STACK"] == 0
-    assert usage["LOCAL"] == 0
-    assert 0 < usage["REG"] <= 255
-    assert usage["SHARED"] <= SHARED_MEMORY[capability]
-
-
-def hidden_state_attention_launch(dtype: str, *, channels: int = 64, channels_last: bool = False) -> Launch:
-    from vsvsr.triton_kernels import hidden_state_attention as module
-
-    maps = ("query", "key", "value", "result")
-    constants = {f"{name}_{'c' if channels_last else 'x'}": 1 for name in maps}
-    constants |= {"KEY_CHANNELS": channels, "VALUE_CHANNELS": channels, "MEMBERS": 5, "PADDED_MEMBERS": 8, "SIDE": 5}
-    return Launch(
-        kernel=module.hidden_state_attention_kernel,
-        pointers=dict.fromkeys(maps, dtype) | {"filters": "fp32"},
-        constants=constants | {"ROWS": module.ROWS, "COLUMNS": module.COLUMNS, "CHANNELS": module.CHANNELS},
-        floats=("scale",),
-        options={"num_warps": module.WARPS},
-    )
-
-
-def masked_window_attention_launch(dtype: str) -> Launch:
-    from vsvsr.triton_kernels import masked_window_attention as module
-
-    maps = ("query", "key_value", "key_value_bias", "position_bias", "result")
-    constants = {"CHANNELS": 120, "HEADS": 6, "FRAMES": 3, "WINDOW": 8, "SHIFT": 4}
-    return Launch(
-        kernel=module.masked_window_attention_kernel,
-        pointers=dict.fromkeys(maps, dtype) | dict.fromkeys(("order", "counts", "rows"), "i32"),
-        constants=constants | {"QUERIES": module.QUERIES, "PADDED_POSITIONS": 64, "PADDED_DIM": 32},
-        floats=("scale",),
-        options={"num_warps": module.WARPS, "num_stages": module.STAGES},
-    )
-
-
-def block_skip_launch(dtype: str, *, first: bool = True, channels: int = 64) -> Launch:
-    from vsvsr.triton_kernels import block_skip as module
-
-    sizes = module.blocks(channels, DTYPES[dtype])
-    options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
-    return Launch(
-        kernel=module.tile_convolution_kernel,
-        pointers=dict.fromkeys(("source", "weight", "bias", "result"), dtype) | {"tiles": "i64"},
-        constants={"CHANNELS": channels, "TILE": 16, "FIRST": first, **sizes},
-        options=options,
-    )
+    usage = launch.usage(capability)
+    assert usage.stack == 0
+    assert 0 < usage.registers <= 255
+    assert usage.shared <= SHARED_MEMORY[capability]
 
 
 def test_every_kernel_gives_the_plain_forms_result_in_the_interpreter() -> None:
@@ -144,39 +53,30 @@ def test_every_kernel_gives_the_plain_forms_result_in_the_interpreter() -> None:
 
 
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
-def test_hidden_state_attention_compiles_without_spills(capability: int) -> None:
-    assert_fits(hidden_state_attention_launch("fp16"), capability)
-    assert_fits(hidden_state_attention_launch("fp32"), capability)
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_every_kernel_compiles_without_spills(name: str, capability: int) -> None:
+    assert_fits(LAUNCHES[name]("fp16"), capability)
+    assert_fits(LAUNCHES[name]("fp32"), capability)
 
 
 @pytest.mark.parametrize(
     "launch",
-    [{"dtype": "bf16"}, {"dtype": "fp16", "channels_last": True}, {"dtype": "fp16", "channels": 16}],
-    ids=["bf16", "channels last", "compact"],
+    [
+        *(launch("bf16") for launch in LAUNCHES.values()),
+        hidden_state_attention_launch("fp16", channels_last=True),
+        hidden_state_attention_launch("fp16", channels=16),
+        flow_warp_launch("fp32", channels=3, border=True, channels_last=False),
+        flow_warp_launch("fp32", channels=1, border=True, channels_last=False),
+    ],
 )
-def test_other_forms_of_hidden_state_attention_compile_without_spills(launch: dict[str, Any]) -> None:
-    assert_fits(hidden_state_attention_launch(**launch), 80)
+def test_other_forms_compile_without_spills(launch: Launch) -> None:
+    assert_fits(launch, 80)
 
 
+@pytest.mark.parametrize("name", ["masked_window_attention", "block_skip, first convolution"])
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
-def test_masked_window_attention_compiles_without_spills(capability: int) -> None:
-    assert_fits(masked_window_attention_launch("fp16"), capability)
-    assert_fits(masked_window_attention_launch("fp32"), capability)
-
-
-def test_masked_window_attention_compiles_without_spills_in_bf16() -> None:
-    assert_fits(masked_window_attention_launch("bf16"), 80)
-
-
-@pytest.mark.parametrize("capability", SHARED_MEMORY)
-@pytest.mark.parametrize("first", [True, False], ids=["first convolution", "second convolution"])
-def test_block_skip_compiles_without_spills(capability: int, first: bool) -> None:
-    assert_fits(block_skip_launch("fp16", first=first), capability)
-    assert_fits(block_skip_launch("fp32", first=first), capability)
-
-
-def test_block_skip_compiles_without_spills_in_bf16() -> None:
-    assert_fits(block_skip_launch("bf16"), 80)
+def test_products_in_half_precision_run_on_the_tensor_cores(name: str, capability: int) -> None:
+    assert LAUNCHES[name]("fp16").tensor_core_instructions(capability) > 0
 
 
 class Called(TorchDispatchMode):

@@ -6,6 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.ops.dispatch import runs_kernels
+
+
+@torch.library.custom_op("vsvsr::flow_warp", mutates_args=())
+def fused_flow_warp(x: Tensor, flow: Tensor, border: bool) -> Tensor:
+    """The kernel, for what ``runs_kernels`` accepts."""
+    from vsvsr.triton_kernels.flow_warp import flow_warp as launch  # type: ignore[import-not-found]  # its own folder
+
+    return launch(x, flow, border)  # type: ignore[no-any-return]
+
+
+@fused_flow_warp.register_fake
+def _(x: Tensor, flow: Tensor, border: bool) -> Tensor:
+    return torch.empty_like(x)
+
 
 def flow_warp(
     x: Tensor,
@@ -27,6 +42,20 @@ def flow_warp(
     Returns:
         Warped maps ``(n, c, h, w)`` in the type of ``x``.
     """
+    if interpolation == "bilinear" and runs_kernels(x, flow):
+        fused: Tensor = fused_flow_warp(x, flow, padding == "border")
+        return fused
+    return flow_warp_reference(x, flow, interpolation=interpolation, padding=padding)
+
+
+def flow_warp_reference(
+    x: Tensor,
+    flow: Tensor,
+    *,
+    interpolation: Literal["bilinear", "nearest"] = "bilinear",
+    padding: Literal["zeros", "border"] = "zeros",
+) -> Tensor:
+    """The plain form of ``flow_warp``."""
     height, width = x.shape[-2:]
     columns = torch.arange(width, device=x.device, dtype=torch.float32)
     rows = torch.arange(height, device=x.device, dtype=torch.float32)
