@@ -40,6 +40,7 @@ from vsvsr.models.ultra.schedule import alphas_cumprod, clamp_degradation, one_s
 from vsvsr.models.ultra.shelf import Shelf, Skips
 from vsvsr.models.ultra.stream import Pipeline, TiledPipeline
 from vsvsr.models.ultra.tiles import Tiles
+from vsvsr.training.dataset import Clips
 from vsvsr.training.ultra import (
     TemporalCritic,
     UltraTrainConfig,
@@ -47,6 +48,7 @@ from vsvsr.training.ultra import (
     add_noise,
     distillation_loss,
     predict_clean,
+    train,
 )
 
 DATA = Path(__file__).parent / "data"
@@ -606,21 +608,22 @@ def temporal_inputs(steps: list[Step]) -> list[tuple[TemporalUnit, torch.Size]]:
 
 def test_tiles_cover_the_plane_and_blend_without_a_seam() -> None:
     for size in ((16, 24), (17, 40), (41, 33), (9, 100)):
-        tiles = Tiles(*size, tile=16, overlap=8)
+        tiles = Tiles(*size, tile=(16, 16), overlap=8)
         plane = torch.rand(2, 3, *size)
         assert torch.allclose(tiles.blend(tiles.cut(plane)), plane, atol=1e-6)
         assert all(side <= 16 for tile in tiles.cut(plane) for side in tile.shape[-2:])
         enlarged = plane.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
         blended = tiles.blend([tile.repeat_interleave(8, 2).repeat_interleave(8, 3) for tile in tiles.cut(plane)], 8)
         assert torch.allclose(blended, enlarged, atol=1e-6)
-    assert len(Tiles(16, 24, tile=16, overlap=8)) == 2
+    assert len(Tiles(16, 24, tile=(16, 16), overlap=8)) == 2
     # 1440 x 2560 pixels: equal tiles instead of some that overlap almost wholly.
-    assert (len(Tiles(180, 320, tile=96, overlap=32)), Tiles(180, 320, tile=96, overlap=32).size) == (15, (88, 96))
-    assert len(Tiles(16, 16, tile=16, overlap=8)) == 1
+    large = Tiles(180, 320, tile=(96, 96), overlap=32)
+    assert (len(large), large.size) == (15, (88, 96))
+    assert len(Tiles(16, 16, tile=(16, 16), overlap=8)) == 1
 
 
 def test_the_blending_weights_are_symmetric_and_favour_the_middle_of_a_tile() -> None:
-    tiles = Tiles(1, 24, tile=16, overlap=8)
+    tiles = Tiles(1, 24, tile=(16, 16), overlap=8)
     left, right = torch.zeros(1, 1, 1, 16), torch.ones(1, 1, 1, 16)
     ramp = tiles.blend([left, right])[0, 0, 0]
     assert torch.equal(ramp[:8], torch.zeros(8))
@@ -638,7 +641,7 @@ def test_tiles_change_nothing_where_pixels_do_not_mix() -> None:
             parameter.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0.0
     steps: list[Step] = [lambda x, skips: x * 2.0, unit.requires_grad_(False)]
     frames = torch.rand(5, 96, 20, 28)
-    tiled = TiledPipeline(steps, Tiles(20, 28, tile=16, overlap=8), 1, Shelf())
+    tiled = TiledPipeline(steps, Tiles(20, 28, tile=(16, 16), overlap=8), 1, Shelf())
     assert torch.allclose(streamed(tiled, frames), layer_by_layer(steps, frames), atol=1e-5)
 
 
@@ -724,19 +727,19 @@ def test_less_context_is_nearly_the_same_and_still_independent_of_the_order(
 
 def test_tiles_and_a_budget_work_in_the_whole_pipeline(tiny: UltraVSR) -> None:
     frames = torch.rand(4, 3, 16, 21)
-    tiled = rendered(upscaler(tiny, tile=16), torch.cat((frames, frames), dim=3), range(4))
+    tiled = rendered(upscaler(tiny, tile=(16, 16)), torch.cat((frames, frames), dim=3), range(4))
     assert tiled.shape == (4, 3, 64, 168)
-    within = rendered(upscaler(tiny, tile=16, budget=100_000), torch.cat((frames, frames), dim=3), range(4))
+    within = rendered(upscaler(tiny, tile=(16, 16), budget=100_000), torch.cat((frames, frames), dim=3), range(4))
     assert torch.equal(tiled, within)
-    one_tile, none = (rendered(upscaler(tiny, tile=tile), frames, range(4)) for tile in (96, 0))
+    one_tile, none = (rendered(upscaler(tiny, tile=tile), frames, range(4)) for tile in ((96, 96), (0, 0)))
     assert torch.equal(one_tile, none)
 
 
 def test_settings_out_of_range_are_named_with_what_is_allowed(tiny: UltraVSR) -> None:
     with pytest.raises(UserError, match=r"degradation is 1\.5; give a number from 0 \(ruined\) to 1 \(clean\)"):
         Upscaler(tiny, degradation=1.5, prompt=PROMPT)
-    with pytest.raises(UserError, match="tile is 20; give a multiple of 8"):
-        upscaler(tiny, tile=20)
+    with pytest.raises(UserError, match=r"tile is \(20, 16\); give multiples of 8"):
+        upscaler(tiny, tile=(20, 16))
 
 
 def test_a_missing_extra_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -828,3 +831,26 @@ def test_the_finished_generator_gives_the_pictures_of_the_trained_one(trained: T
         restored = Upscaler(finished, degradation=0.8, prompt=PROMPT).upscale(list(frames), range(3))
         result = torch.cat([frame.picture for frame in restored])
     assert torch.allclose(result, (pictures.clamp(-1, 1) + 1) / 2, atol=1e-4)
+
+
+def test_interrupted_training_ends_with_the_weights_of_uninterrupted_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "clips/00000").mkdir(parents=True)
+    np.save(tmp_path / "clips/00000/lr.npy", rng.integers(0, 256, (4, 10, 10, 3), dtype=np.uint8))
+    np.save(tmp_path / "clips/00000/gt.npy", rng.integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
+    (tmp_path / "clips/00000/clip.json").write_text("{}")
+    clips = Clips(tmp_path / "clips", frames=2, crop=8)
+    results = []
+    for parts in ((2,), (1, 2)):
+        folder = tmp_path / str(len(parts))
+        folder.mkdir()
+        for steps in parts:
+            torch.manual_seed(0)
+            trainer = UltraTrainer(build(TINY), UltraTrainConfig(critic_width=4), prompt=PROMPT)
+            train(trainer, clips, folder, steps=steps, seed=1)
+        results.append((trainer.finished().state_dict(), (folder / "losses.csv").read_text().splitlines()))
+    (once, log), (twice, log_of_parts) = results
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    assert log == log_of_parts
+    assert log[0] == "step,mse,distillation,gan,critic,fake,real"
+    assert [line.split(",")[0] for line in log[1:]] == ["1", "2"]

@@ -1,7 +1,8 @@
 """UltraVSR: a one-step generator trained with pixel, perceptual, temporal GAN and joint distillation losses.
 
-``python -m vsvsr.training.ultra DATA RUN`` trains the tiny configuration from nothing on the clips of
-``python -m vsvsr.training build``: autoencoder, denoiser, then the generator.
+``python -m vsvsr.training.ultra DATA VALIDATION RUN`` trains the tiny configuration from nothing on the clips of
+``python -m vsvsr.training build``: autoencoder, denoiser, then the generator. What is finished lies in ``RUN``, and the
+same command carries on from there.
 """
 
 import argparse
@@ -9,16 +10,17 @@ import copy
 import csv
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsvsr.models.ultra import TINY, UltraConfig, UltraVSR, build
+from vsvsr.models.ultra import TINY, UltraVSR, build
 from vsvsr.models.ultra.files import save_compact
 from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.network import run_whole, upscale_bicubic
@@ -158,16 +160,12 @@ class UltraTrainer:
             network.unet_up_rts.requires_grad_(True)
         self.generator.decoder_up_rts.requires_grad_(True)
         self.critic = TemporalCritic(config.critic_width)
+        self._trained = {"generator": self.generator, "fake": self.fake, "real": self.real, "critic": self.critic}
         self._optimisers = {
             name: torch.optim.Adam(
                 [p for p in module.parameters() if p.requires_grad], lr=config.learning_rate, betas=(0.9, 0.99)
             )
-            for name, module in (
-                ("generator", self.generator),
-                ("fake", self.fake),
-                ("real", self.real),
-                ("critic", self.critic),
-            )
+            for name, module in self._trained.items()
         }
 
     def generate(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,6 +229,19 @@ class UltraTrainer:
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training changes."""
+        return {
+            name: {"module": module.state_dict(), "optimiser": self._optimisers[name].state_dict()}
+            for name, module in self._trained.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Carry on from a :meth:`state_dict`."""
+        for name, module in self._trained.items():
+            module.load_state_dict(state[name]["module"])
+            self._optimisers[name].load_state_dict(state[name]["optimiser"])
 
     def finished(self) -> UltraVSR:
         """A copy of the generator for inference, adapters merged."""
@@ -296,47 +307,104 @@ def train_denoiser(
     return _fit(parameters, loss, steps=steps, learning_rate=learning_rate)
 
 
+def train(trainer: UltraTrainer, clips: Clips, folder: Path, *, steps: int, seed: int, save_every: int = 50) -> None:
+    """Train up to step ``steps``; the state in ``folder``, written every few steps, is carried on from.
+
+    A step is a function of the state, the seed and its number, so an interrupted run ends with the same weights as an
+    uninterrupted one. The losses of every step are in ``losses.csv``.
+    """
+    saved, log = folder / "state.pt", folder / "losses.csv"
+    done = 0
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        trainer.load_state_dict(state["trainer"])
+        done = state["step"]
+    rows: list[dict[str, float]] = []
+    for step in range(done + 1, steps + 1):
+        frames, truth = clips.draw(np.random.default_rng((seed, step)))
+        losses = trainer.step(frames, truth, torch.Generator().manual_seed(1_000_003 * seed + step))
+        rows.append({"step": step, **losses})
+        if step % save_every == 0 or step == steps:
+            _save({"trainer": trainer.state_dict(), "step": step}, saved)
+            with log.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                if not file.tell():
+                    writer.writeheader()
+                writer.writerows(rows)
+            print(step, *(f"{name} {np.mean([row[name] for row in rows]):.4f}" for name in losses), flush=True)
+            rows.clear()
+
+
 @torch.no_grad()
-def validate(trainer: UltraTrainer, clips: Clips, count: int) -> dict[str, float]:
-    """PSNR in dB of pictures and of bicubic enlargement, and mean frame-to-frame differences of pictures and truth."""
+def validate(trainer: UltraTrainer, clips: Clips, count: int = 12) -> dict[str, float]:
+    """Means over crops of the pictures before the colour fix.
+
+    Returns:
+        PSNR in dB of pictures and of bicubic enlargement (``psnr``, ``psnr_bicubic``), mean frame-to-frame difference
+        of pictures, bicubic enlargement and truth (``change``, ``change_bicubic``, ``change_truth``), and by how much
+        the error changes from frame to frame (``unsteady``, ``unsteady_bicubic``).
+    """
     rng = np.random.default_rng(3)
     rows = []
     for _ in range(count):
         frames, truth = clips.draw(rng)
-        pictures = ((trainer.generate(frames)[1] + 1.0) / 2.0).clamp(0.0, 1.0)
-        rows.append(
-            (
-                -10.0 * float(F.mse_loss(pictures, truth).log10()),
-                -10.0 * float(F.mse_loss(upscale_bicubic(frames).clamp(0.0, 1.0), truth).log10()),
-                float(pictures.diff(dim=0).abs().mean()),
-                float(truth.diff(dim=0).abs().mean()),
-            )
+        pictures, bicubic = (
+            enlarged.clamp(0.0, 1.0)
+            for enlarged in ((trainer.generate(frames)[1] + 1.0) / 2.0, upscale_bicubic(frames))
         )
-    names = ("psnr", "psnr_bicubic", "change", "change_truth")
-    return dict(zip(names, map(float, np.mean(rows, axis=0)), strict=True))
+        row = {"change_truth": _change(truth)}
+        for suffix, clip in (("", pictures), ("_bicubic", bicubic)):
+            row["psnr" + suffix] = -10.0 * float(F.mse_loss(clip, truth).log10())
+            row["change" + suffix] = _change(clip)
+            row["unsteady" + suffix] = _change(clip - truth)
+        rows.append(row)
+    return {name: float(np.mean([row[name] for row in rows])) for name in sorted(rows[0])}
+
+
+def _change(clip: Tensor) -> float:
+    return float(clip.diff(dim=0).abs().mean())
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """Write in one move."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _prepare(base: UltraVSR, folder: Path, stages: Mapping[str, Callable[[], list[float]]]) -> None:
+    """Run the stages of training that ``folder`` does not have yet, one after the other, on ``base``."""
+    for name, stage in stages.items():
+        path = folder / f"{name}.pt"
+        if path.exists():
+            state = torch.load(path, weights_only=True)
+            base.load_state_dict(state["network"])
+            base.vae.register_to_config(scaling_factor=state["scaling_factor"])
+            continue
+        begin = time.monotonic()
+        losses = stage()
+        _save({"network": base.state_dict(), "scaling_factor": base.vae.config.scaling_factor}, path)
+        tenth = max(len(losses) // 10, 1)
+        change = f"{np.mean(losses[:tenth]):.4f} to {np.mean(losses[-tenth:]):.4f}"
+        print(f"{name}: {len(losses)} steps in {time.monotonic() - begin:.0f} s, loss {change}", flush=True)
 
 
 def _train_tiny(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
-    arguments.run.mkdir(parents=True, exist_ok=True)
+    folder: Path = arguments.run
+    folder.mkdir(parents=True, exist_ok=True)
     clips = Clips(arguments.data, frames=arguments.frames, crop=arguments.crop)
+    validation = Clips(arguments.validation, frames=8, crop=32)
     prompt = torch.zeros(1, 77, int(TINY.unet["cross_attention_dim"]))
     base = build(TINY)
-    prepared = arguments.run / "base.pt"
-    if prepared.exists():
-        state = torch.load(prepared, weights_only=True)
-        base.load_state_dict(state["network"])
-        base.vae.register_to_config(scaling_factor=state["scaling_factor"])
-    else:
-        begin = time.monotonic()
-        for name, losses in (
-            ("autoencoder", train_autoencoder(base, clips, steps=arguments.autoencoder_steps)),
-            ("denoiser", train_denoiser(base, clips, prompt, steps=arguments.denoiser_steps)),
-        ):
-            tenth = max(len(losses) // 10, 1)
-            print(f"{name}: {len(losses)} steps, loss {np.mean(losses[:tenth]):.4f} to {np.mean(losses[-tenth:]):.4f}")
-        print(f"base made in {time.monotonic() - begin:.0f} s", flush=True)
-        torch.save({"network": base.state_dict(), "scaling_factor": base.vae.config.scaling_factor}, prepared)
+    _prepare(
+        base,
+        folder,
+        {
+            "autoencoder": lambda: train_autoencoder(base, clips, steps=arguments.autoencoder_steps),
+            "denoiser": lambda: train_denoiser(base, clips, prompt, steps=arguments.denoiser_steps),
+        },
+    )
     config = UltraTrainConfig(
         degradation=arguments.degradation,
         learning_rate=arguments.learning_rate,
@@ -345,40 +413,31 @@ def _train_tiny(arguments: argparse.Namespace) -> None:
         critic_width=16,
     )
     perceptual = Perceptual(arguments.vgg) if arguments.vgg is not None else None
+    torch.manual_seed(arguments.seed)
     trainer = UltraTrainer(base, config, prompt=prompt, perceptual=perceptual)
-    rng, noise = np.random.default_rng(arguments.seed), torch.Generator().manual_seed(arguments.seed)
-    print("before:", validate(trainer, clips, 8), flush=True)
-    rows: list[dict[str, float]] = []
-    for step in range(1, arguments.steps + 1):
-        rows.append(trainer.step(*clips.draw(rng), noise))
-        if step % 50 == 0:
-            recent = {name: float(np.mean([row[name] for row in rows[-50:]])) for name in rows[0]}
-            print(step, " ".join(f"{name} {value:.4f}" for name, value in recent.items()), flush=True)
-    with (arguments.run / "log.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    result = validate(trainer, clips, 8)
-    print("after:", result)
+    print("before:", _listed(validate(trainer, validation)), flush=True)
+    train(trainer, clips, folder, steps=arguments.steps, seed=arguments.seed)
+    result = validate(trainer, validation)
+    print("after:", _listed(result))
     settings = {**TINY.vae, "scaling_factor": trainer.generator.vae.config.scaling_factor}
-    tiny = UltraConfig(
-        unet=TINY.unet,
-        vae=settings,
-        rts_conv_channels=TINY.rts_conv_channels,
-        rts_attention_channels=TINY.rts_attention_channels,
-    )
     metadata = {name: f"{value:.4f}" for name, value in result.items()}
-    save_compact(trainer.finished(), tiny, arguments.run / "last.safetensors", metadata)
+    save_compact(trainer.finished(), replace(TINY, vae=settings), folder / "last.safetensors", metadata)
+
+
+def _listed(numbers: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="clips made by: python -m vsvsr.training build")
-    parser.add_argument("run", type=Path, help="folder of the results; a trained base in it is used again")
+    parser.add_argument("validation", type=Path, help="another one, of photographs that are not trained on")
+    parser.add_argument("run", type=Path, help="folder of the results; what is finished in it is not done again")
     parser.add_argument("--frames", type=int, default=6)
     parser.add_argument("--crop", type=int, default=32, help="side of the low-resolution crops")
-    parser.add_argument("--autoencoder-steps", type=int, default=800)
-    parser.add_argument("--denoiser-steps", type=int, default=1500)
+    parser.add_argument("--autoencoder-steps", type=int, default=2500)
+    parser.add_argument("--denoiser-steps", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--degradation", type=float, default=0.8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)

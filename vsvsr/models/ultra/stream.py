@@ -155,7 +155,9 @@ class Upscaler:
         degradation: d of the clip, between 0 (ruined) and 1 (clean); one value for all frames.
         prompt: text embedding ``(1, tokens, width)``.
         colour: how the result gets the colours of the input.
-        tile: side of spatial tiles in latent pixels (8 output pixels), a multiple of 8 of at least 16; 0 for no tiles.
+        tile: height and width of spatial tiles in latent pixels (8 output pixels), multiples of 8 of at least 16; 0 for
+            the whole side.
+        overlap: latent pixels that neighbouring tiles have in common in the decoder; in the UNet twice as many.
         budget: bytes of waiting features kept on the device, the others wait in host memory; None for no limit.
 
     Attributes:
@@ -173,17 +175,19 @@ class Upscaler:
         degradation: float,
         prompt: Tensor,
         colour: ColourFix = "wavelet",
-        tile: int = 96,
+        tile: tuple[int, int] = (96, 96),
+        overlap: int = 16,
         budget: int | None = None,
     ) -> None:
         if not 0.0 <= degradation <= 1.0:
             raise UserError(f"Ultra: degradation is {degradation}; give a number from 0 (ruined) to 1 (clean)")
-        if tile and (tile < 16 or tile % 8):
-            raise UserError(f"Ultra: tile is {tile}; give a multiple of 8 of at least 16, or 0 for no tiles")
+        if any(side and (side < 16 or side % 8) for side in tile):
+            raise UserError(f"Ultra: tile is {tile}; give multiples of 8 of at least 16, or 0 for the whole side")
         self.network = network
         self.degradation = clamp_degradation(degradation)
         self.colour: ColourFix = colour
         self.tile = tile
+        self.overlap = overlap
         self.budget = budget
         self.shelf = Shelf(budget)
         self.frames_seen = 0
@@ -250,7 +254,7 @@ class Upscaler:
         tiles = Tiles(
             padded.shape[-2] // VAE_FACTOR,
             padded.shape[-1] // VAE_FACTOR,
-            tile=ENCODER_TILE if self.tile else max(padded.shape),
+            tile=(ENCODER_TILE, ENCODER_TILE) if any(self.tile) else (0, 0),
             overlap=ENCODER_OVERLAP,
         )
         return tiles.blend([self.network.encode(tile) for tile in tiles.cut(padded.to(self.network.dtype), VAE_FACTOR)])
@@ -258,15 +262,13 @@ class Upscaler:
     def stages(self, height: int, width: int) -> tuple[TiledPipeline, TiledPipeline]:
         """Fresh pipelines for latents of that size: to noise, and to pictures in [-1, 1]. What waited is forgotten."""
         self.shelf = Shelf(self.budget)
-        return (
-            TiledPipeline(self._unet, self._tiles(height, width, 3), 1, self.shelf),
-            TiledPipeline(self._decoder, self._tiles(height, width, 6), VAE_FACTOR, self.shelf),
+        unet, decoder = (
+            Tiles(height, width, tile=self.tile, overlap=overlap) for overlap in (2 * self.overlap, self.overlap)
         )
-
-    def _tiles(self, height: int, width: int, share: int) -> Tiles:
-        """Tiles that overlap by one ``share``-th: 32 and 16 for a tile of 96."""
-        tile = self.tile or max(height, width)
-        return Tiles(height, width, tile=tile, overlap=max(tile // share // 8 * 8, 8))
+        return (
+            TiledPipeline(self._unet, unet, 1, self.shelf),
+            TiledPipeline(self._decoder, decoder, VAE_FACTOR, self.shelf),
+        )
 
 
 class Stream:

@@ -15,16 +15,16 @@ class Tiles:
     Args:
         height: of the plane.
         width: of the plane.
-        tile: largest side of a tile; a shorter side of the plane is not cut.
-        overlap: of neighbours, at least.
+        tile: largest height and width of a tile, 0 for any; a side of the plane that is no longer is not cut.
+        overlap: of neighbours, at least; but no more than half a tile.
 
     Attributes:
         size: height and width of the tiles: multiples of 8 (where the plane is cut), as small as their number allows.
     """
 
-    def __init__(self, height: int, width: int, *, tile: int, overlap: int) -> None:
+    def __init__(self, height: int, width: int, *, tile: tuple[int, int], overlap: int) -> None:
         self._height, self._width = height, width
-        rows, columns = (_spans(length, tile, overlap) for length in (height, width))
+        rows, columns = (_spans(*side, overlap) for side in zip((height, width), tile, strict=True))
         self._spans = [(row, column) for row in rows for column in columns]
         self.size = rows[0][1], columns[0][1]
 
@@ -55,8 +55,9 @@ class Tiles:
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    if length <= tile:
+    if not tile or length <= tile:
         return [(0, length)]
+    overlap = min(overlap, tile // 2)
     count = -(-(length - overlap) // (tile - overlap))
     # Equal tiles of the next multiple of 8, spread evenly.
     tile = min(tile, -(-(length + (count - 1) * overlap) // (8 * count)) * 8)
