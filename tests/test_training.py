@@ -1,8 +1,12 @@
 """Training data and the stage-1 loop on tiny clips."""
 
+import csv
 import dataclasses
 import json
+import os
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -10,15 +14,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.utils.parametrize import is_parametrized
 
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import COMPACT, FastRealVSR, load_fastreal
+from vsvsr.models.fastreal import COMPACT, FastRealVSR, load_fastreal, save_fastreal
 from vsvsr.ops import flow_warp
+from vsvsr.training.__main__ import main
 from vsvsr.training.dataset import Clips, Dataset, DatasetConfig, build_dataset
 from vsvsr.training.degradation import Degradation, blur, blur_kernel, degrade, downsample
-from vsvsr.training.losses import Perceptual
+from vsvsr.training.discriminator import UNetDiscriminator
+from vsvsr.training.losses import Perceptual, charbonnier
 from vsvsr.training.motion import synthetic_clip
-from vsvsr.training.train import TrainConfig, Trainer
+from vsvsr.training.sharp import SharpConfig, SharpTrainer
+from vsvsr.training.train import TrainConfig, Trainer, processes, unroll
 from vsvsr.training.video import Codec, Deinterlacer, read_video, through_codec, through_fields
 
 DEINTERLACERS: tuple[Deinterlacer, ...] = ("bwdif", "yadif")
@@ -210,6 +218,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data: Path,
     with pytest.raises(KeyboardInterrupt):
         interrupt_after(broken, 2).run()
     resumed = trainer(data, tmp_path / "broken", config)
+    resumed.resume()
     assert resumed.step == 2
     resumed.run()
     for name, value in whole.averaged.state_dict().items():
@@ -220,7 +229,7 @@ def interrupt_after(target: Trainer, steps: int) -> Trainer:
     """The trainer, stopped by the user when ``steps`` sequences are done."""
     original = target._sequence
 
-    def sequence() -> float:
+    def sequence() -> dict[str, float]:
         if target.step == steps:
             raise KeyboardInterrupt
         return original()
@@ -236,15 +245,178 @@ def test_the_loss_falls_and_the_flow_stays_as_it_was(data: Path, tmp_path: Path,
     flow = {name: value.clone() for name, value in tiny.network.flow_estimator.state_dict().items()}
     losses = []
     for tiny.step in range(config.steps):
-        losses.append(tiny._sequence())
+        losses.append(tiny._sequence()["loss"])
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:4])
     assert all(torch.equal(flow[name], value) for name, value in tiny.network.flow_estimator.state_dict().items())
 
 
-def test_exported_weights_load_and_tell_their_recipe(data: Path, tmp_path: Path) -> None:
-    trainer(data, tmp_path, TrainConfig(steps=1, batch=1, frames=6, chunk=6)).run()
+def test_a_run_leaves_weights_a_log_and_sample_pictures(data: Path, tmp_path: Path) -> None:
+    trainer(data, tmp_path, TrainConfig(steps=2, batch=1, frames=6, chunk=6, save_minutes=0.0)).run()
     assert load_fastreal(tmp_path / "best.safetensors").config == TINY
-    assert (tmp_path / "log.csv").read_text().startswith("1,")
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:6] == ["step", "seconds", "loss", "psnr", "lr_pixels_per_second", "learning_rate"]
+    assert [row["step"] for row in rows] == ["1", "2"]
+    assert float(rows[0]["learning_rate"]) == pytest.approx(1e-3 / 200)
+    assert all(float(row["lr_pixels_per_second"]) > 0 for row in rows)
+    with Image.open(tmp_path / "samples/0000002.png") as picture:
+        # Bicubic, result and truth of two clips of 128x96.
+        assert picture.size == (3 * 132 - 4, 2 * 100 - 4 + 18)
+
+
+@pytest.mark.parametrize("stateless", [False, True])
+def test_checkpointing_gives_the_gradients_of_plain_training(data: Path, stateless: bool) -> None:
+    torch.manual_seed(0)
+    network = FastRealVSR(TINY)
+    frames, truth, flows = Dataset(data, network, crop=16).batch(np.random.default_rng(0), 2, 5)
+    flows = torch.cat((torch.zeros_like(flows[:, :1]), flows), dim=1)
+    results = []
+    for checkpointing in (False, True):
+        network.zero_grad()
+        pictures, hidden = unroll(network, frames, flows, hidden=None, stateless=stateless, checkpointing=checkpointing)
+        charbonnier(pictures, truth).backward()
+        gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+        results.append((pictures, hidden, *gradients))
+    assert len(results[0]) > 10
+    for plain, again in zip(*results, strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_several_processes_train_like_one(data: Path, tmp_path: Path) -> None:
+    config = TrainConfig(steps=2, batch=2, frames=6, chunk=3)
+    one = trainer(data, tmp_path / "one", config)
+    save_fastreal(one.network, tmp_path / "start.safetensors", {})
+    one.run()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    options = ["--steps", "2", "--batch", "2", "--frames", "6", "--chunk", "3", "--crop", "16"]
+    paths = [str(data), str(data), str(tmp_path / "two"), "--start", str(tmp_path / "start.safetensors")]
+    # The environment that `accelerate launch --cpu --num_processes 2` makes.
+    several = {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **address}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "vsvsr.training", "train", *paths, *options],
+            env={**os.environ, **several, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    trained = load_fastreal(tmp_path / "two/last.safetensors").state_dict()
+    for name, value in one.averaged.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes(), "num_processes", 2)
+    with pytest.raises(UserError, match="a batch of 3 cannot be shared by 2 processes"):
+        trainer(data, tmp_path, TrainConfig(steps=1, batch=3))
+
+
+def test_parts_of_a_batch_are_the_batch(data: Path) -> None:
+    clips = Dataset(data, FastRealVSR(TINY), crop=16)
+    whole = clips.batch(np.random.default_rng(1), 4, 5)
+    for i in range(2):
+        part = clips.batch(np.random.default_rng(1), 4, 5, part=(i, 2))
+        assert all(torch.equal(p, w[i::2]) for p, w in zip(part, whole, strict=True))
+
+
+def sharp_trainer(data: Path, folder: Path, config: TrainConfig, vgg: Path | None = None) -> SharpTrainer:
+    torch.manual_seed(0)
+    network = FastRealVSR(TINY)
+    clips = Dataset(data, network, crop=16)
+    return SharpTrainer(
+        network,
+        config,
+        SharpConfig(discriminator_channels=4, discriminator_rate=2e-3),
+        vgg=vgg,
+        training=clips,
+        validation=clips,
+        folder=folder,
+        metadata={},
+    )
+
+
+SHARP = TrainConfig(steps=4, batch=1, frames=6, chunk=3, warmup=2, final_rate=1.0)
+
+
+def test_a_resumed_adversarial_run_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
+    whole = sharp_trainer(data, tmp_path / "whole", SHARP)
+    whole.run()
+    broken = sharp_trainer(data, tmp_path / "broken", dataclasses.replace(SHARP, save_minutes=0.0))
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_after(broken, 2).run()
+    resumed = sharp_trainer(data, tmp_path / "broken", SHARP)
+    resumed.run()
+    for module, again in ((whole.averaged, resumed.averaged), (whole.critic, resumed.critic)):
+        for name, value in module.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), name
+    assert not (tmp_path / "whole/best.safetensors").exists()
+    header = (tmp_path / "whole/log.csv").read_text().splitlines()[0]
+    assert header.endswith("learning_rate,pixel,gan,discriminator")
+
+
+def test_the_discriminator_learns_to_tell_pictures_from_truth(data: Path, tmp_path: Path) -> None:
+    sharp = sharp_trainer(data, tmp_path, dataclasses.replace(SHARP, learning_rate=0.0))
+    _, truth, _ = next(sharp._chunks())
+    made = truth + 0.2 * torch.randn(truth.shape)
+    losses = [sharp._train_critic(made, truth)["discriminator"] for _ in range(40)]
+    assert losses[0] == pytest.approx(2 * np.log(2), abs=0.3)
+    assert losses[-1] < 0.7 * losses[0]
+    terms = sharp._losses(made, truth)
+    assert float(terms["gan"]) > float(sharp._losses(truth, truth)["gan"])
+    assert all(parameter.requires_grad for parameter in sharp.critic.parameters())
+
+
+def test_the_adversarial_loss_reaches_the_network_and_not_the_critic(data: Path, tmp_path: Path) -> None:
+    sharp = sharp_trainer(data, tmp_path, SHARP)
+    _, truth, _ = next(sharp._chunks())
+    pictures = (truth * 0.5).requires_grad_()
+    sharp._losses(pictures, truth)["gan"].backward()
+    assert pictures.grad is not None
+    assert float(pictures.grad.abs().max()) > 0
+    assert all(parameter.grad is None for parameter in sharp.critic.parameters())
+
+
+def test_the_discriminator_has_the_layers_and_the_spectral_norm_of_the_paper() -> None:
+    critic = UNetDiscriminator()
+    shapes = [
+        (module.in_channels, module.out_channels, module.stride[0], is_parametrized(module))
+        for module in critic.modules()
+        if isinstance(module, torch.nn.Conv2d)
+    ]
+    assert sorted(shapes) == sorted(
+        [
+            (3, 64, 1, False),
+            (64, 128, 2, True),
+            (128, 256, 2, True),
+            (256, 512, 2, True),
+            (512, 256, 1, True),
+            (256, 128, 1, True),
+            (128, 64, 1, True),
+            (64, 64, 1, True),
+            (64, 64, 1, True),
+            (64, 1, 1, False),
+        ]
+    )
+    assert UNetDiscriminator(4)(torch.rand(2, 3, 24, 40)).shape == (2, 1, 24, 40)
+
+
+def test_stage_2_starts_from_a_network_without_attention_and_says_when_there_is_no_vgg(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    start = FastRealVSR(dataclasses.replace(TINY, hsa="none"))
+    save_fastreal(start, tmp_path / "urn.safetensors", {})
+    options = ["--steps", "1", "--batch", "1", "--frames", "6", "--crop", "16", "--discriminator-channels", "4"]
+    paths = [str(data), str(data), str(tmp_path / "run"), "--start", str(tmp_path / "urn.safetensors")]
+    monkeypatch.setattr(sys, "argv", ["training", "train-sharp", *paths, *options])
+    assert main() == 0
+    assert "no --vgg FILE: training without the perceptual loss" in capsys.readouterr().out
+    trained = load_fastreal(tmp_path / "run/last.safetensors")
+    assert trained.config.hsa == "full"
+    change = trained.state_dict()["rb1.main.0.weight"] - start.state_dict()["rb1.main.0.weight"]
+    assert 0 < float(change.abs().max()) < 1e-3
 
 
 def test_training_crops_match_their_truth(tmp_path: Path) -> None:

@@ -1,63 +1,106 @@
-"""``python -m vsvsr.training build|train-flow|train``: make training clips, train the light flow and FastRealVSR."""
+"""``python -m vsvsr.training build|train-flow|train|train-sharp``: make training clips, train flow and FastRealVSR.
+
+On several GPUs: ``accelerate launch --num_processes 4 -m vsvsr.training train ...``.
+"""
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors.torch import load_file
 
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import FastRealConfig, FastRealVSR, load_fastreal
-from vsvsr.models.fastreal.config import COMPACT
+from vsvsr.models.fastreal.config import COMPACT, Variant
 from vsvsr.training.dataset import Dataset, DatasetConfig, build_dataset
 from vsvsr.training.flow import train_flow
-from vsvsr.training.train import TrainConfig, Trainer
+from vsvsr.training.sharp import SharpConfig, SharpTrainer
+from vsvsr.training.train import TrainConfig, Trainer, processes
 
 
-def _network(arguments: argparse.Namespace) -> FastRealVSR:
-    """A new network with the given flow estimator, or the one to carry on from."""
+def _network(arguments: argparse.Namespace, hsa: Variant | None) -> FastRealVSR:
+    """A new network with the given flow estimator, or the one to carry on from; ``hsa`` overrides its variant."""
+    torch.manual_seed(arguments.seed)
     if arguments.start is not None:
-        network = load_fastreal(arguments.start).train()
-        # A loaded network is for inference; only the flow stays as it is.
-        network.requires_grad_(True).flow_estimator.requires_grad_(False)
+        start = load_fastreal(arguments.start)
+        network = FastRealVSR(start.config if hsa is None else replace(start.config, hsa=hsa))
+        # Attention of another kind begins anew.
+        same = network.config.hsa == start.config.hsa
+        kept = {name: value for name, value in start.state_dict().items() if same or not name.startswith("hsa.")}
+        network.load_state_dict(kept, strict=same)
     else:
-        settings = {
-            **(COMPACT if arguments.size == "compact" else FastRealConfig()).to_dict(),
-            "scale": arguments.scale,
-        }
-        if arguments.hsa is not None:
-            settings["hsa"] = arguments.hsa
-        network = FastRealVSR(FastRealConfig.from_dict(settings))
+        base = COMPACT if arguments.size == "compact" else FastRealConfig()
+        network = FastRealVSR(replace(base, scale=arguments.scale, hsa=hsa or base.hsa))
     if arguments.flow is not None:
         network.flow_estimator.load_state_dict(load_file(arguments.flow))
     elif arguments.start is None:
         raise UserError("a new network needs a trained flow estimator; give --flow FILE or --start FILE")
-    return network
+    return network.to(processes().device)
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    torch.manual_seed(arguments.seed)
-    network = _network(arguments)
-    metadata = json.loads(arguments.metadata.read_text()) if arguments.metadata is not None else {}
-    config = TrainConfig(
+def _settings(arguments: argparse.Namespace, *, final_rate: float) -> TrainConfig:
+    return TrainConfig(
         steps=arguments.steps,
         batch=arguments.batch,
         frames=arguments.frames,
         chunk=arguments.chunk,
         learning_rate=arguments.learning_rate,
+        final_rate=final_rate,
         bf16=arguments.bf16,
+        checkpointing=arguments.checkpointing,
         stateless=arguments.stateless,
         seed=arguments.seed,
         save_minutes=arguments.save_minutes,
     )
-    training = Dataset(arguments.data, network, crop=arguments.crop)
-    validation = Dataset(arguments.validation, network, crop=arguments.crop)
-    trainer = Trainer(
-        network, config, training=training, validation=validation, folder=arguments.run, metadata=metadata
-    )
-    trainer.run()
+
+
+def _clips(arguments: argparse.Namespace, network: FastRealVSR) -> tuple[Dataset, Dataset]:
+    """Training and validation clips; their flows are written by one process."""
+    with processes().main_process_first():
+        training, validation = (
+            Dataset(folder, network, crop=arguments.crop) for folder in (arguments.data, arguments.validation)
+        )
+    return training, validation
+
+
+def _metadata(arguments: argparse.Namespace) -> dict[str, str]:
+    return json.loads(arguments.metadata.read_text()) if arguments.metadata is not None else {}
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    network = _network(arguments, arguments.hsa)
+    training, validation = _clips(arguments, network)
+    Trainer(
+        network,
+        _settings(arguments, final_rate=0.01),
+        training=training,
+        validation=validation,
+        folder=arguments.run,
+        metadata=_metadata(arguments),
+    ).run()
+
+
+def _train_sharp(arguments: argparse.Namespace) -> None:
+    # The network of stage 1 may have had no attention; this stage is what it is for.
+    plain = load_fastreal(arguments.start).config.hsa == "none"
+    network = _network(arguments, arguments.hsa or ("full" if plain else None))
+    if arguments.vgg is None:
+        processes().print("no --vgg FILE: training without the perceptual loss")
+    training, validation = _clips(arguments, network)
+    SharpTrainer(
+        network,
+        _settings(arguments, final_rate=1.0),
+        SharpConfig(discriminator_channels=arguments.discriminator_channels),
+        vgg=arguments.vgg,
+        training=training,
+        validation=validation,
+        folder=arguments.run,
+        metadata=_metadata(arguments),
+    ).run()
 
 
 def _build(arguments: argparse.Namespace) -> None:
@@ -74,6 +117,26 @@ def _build(arguments: argparse.Namespace) -> None:
 
 def _flow(arguments: argparse.Namespace) -> None:
     train_flow(arguments.data, arguments.validation, arguments.target, steps=arguments.steps, seed=arguments.seed)
+
+
+def _add_training(parser: argparse.ArgumentParser, *, steps: int | None, learning_rate: float) -> None:
+    """Arguments of both stages."""
+    parser.add_argument("data", type=Path, help="folder that build made")
+    parser.add_argument("validation", type=Path, help="another one, of photographs that are not trained on")
+    parser.add_argument("run", type=Path, help="folder of checkpoints, log, sample pictures and exported weights")
+    parser.add_argument("--hsa", choices=get_args(Variant), help="what happens to the hidden state")
+    parser.add_argument("--steps", type=int, default=steps, required=steps is None)
+    parser.add_argument("--batch", type=int, default=4, help="sequences at once, on all devices together")
+    parser.add_argument("--frames", type=int, default=30)
+    parser.add_argument("--chunk", type=int, default=15, help="frames between optimiser steps")
+    parser.add_argument("--crop", type=int, default=48, help="side of the low-resolution crops")
+    parser.add_argument("--learning-rate", type=float, default=learning_rate)
+    parser.add_argument("--bf16", action="store_true", help="mixed precision")
+    parser.add_argument("--checkpointing", action="store_true", help="less memory for long chunks, more time")
+    parser.add_argument("--stateless", action="store_true", help="force the state to zero: the per-frame twin")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-minutes", type=float, default=5.0)
+    parser.add_argument("--metadata", type=Path, help="JSON object of strings for the exported files")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,26 +163,21 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run_command=_build)
 
     train = commands.add_parser("train", help="stage 1: recurrent training with a pixel loss; carries on where it was")
-    train.add_argument("data", type=Path, help="folder that build made")
-    train.add_argument("validation", type=Path, help="another one, of photographs that are not trained on")
-    train.add_argument("run", type=Path, help="folder of checkpoints, log and exported weights")
+    _add_training(train, steps=None, learning_rate=1e-3)
     train.add_argument("--size", choices=("compact", "full"), default="compact")
     train.add_argument("--scale", type=int, choices=(2, 4), default=4)
-    train.add_argument("--hsa", choices=("none", "full", "blurry", "sharp", "conv"))
     train.add_argument("--flow", type=Path, help="weights of the flow estimator (safetensors)")
     train.add_argument("--start", type=Path, help="trained weights to start from")
-    train.add_argument("--steps", type=int, required=True)
-    train.add_argument("--batch", type=int, default=4)
-    train.add_argument("--frames", type=int, default=30)
-    train.add_argument("--chunk", type=int, default=15)
-    train.add_argument("--crop", type=int, default=48)
-    train.add_argument("--learning-rate", type=float, default=1e-3)
-    train.add_argument("--bf16", action="store_true")
-    train.add_argument("--stateless", action="store_true", help="force the state to zero: the per-frame twin")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--save-minutes", type=float, default=5.0)
-    train.add_argument("--metadata", type=Path, help="JSON object of strings for the exported files")
     train.set_defaults(run_command=_train)
+
+    sharp = commands.add_parser(
+        "train-sharp", help="stage 2: adversarial training of what stage 1 made; carries on where it was"
+    )
+    _add_training(sharp, steps=70_000, learning_rate=5e-5)
+    sharp.add_argument("--start", type=Path, required=True, help="weights of stage 1")
+    sharp.add_argument("--vgg", type=Path, help="torchvision's vgg19 weights file, for the perceptual loss")
+    sharp.add_argument("--discriminator-channels", type=int, default=64)
+    sharp.set_defaults(run_command=_train_sharp, flow=None)
     return parser
 
 

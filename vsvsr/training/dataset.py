@@ -129,15 +129,27 @@ def _flow_key(network: FastRealVSR) -> str:
     return digest.hexdigest()[:12]
 
 
-def _turn(x: Tensor, y: Tensor, flow: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Random flips and transposition of frames, truth and flow."""
-    if rng.random() < 0.5:
-        x, y, flow = x.flip(-1), y.flip(-1), flow.flip(-1) * torch.tensor((-1.0, 1.0)).view(1, 2, 1, 1)
-    if rng.random() < 0.5:
-        x, y, flow = x.flip(-2), y.flip(-2), flow.flip(-2) * torch.tensor((1.0, -1.0)).view(1, 2, 1, 1)
-    if rng.random() < 0.5:
-        x, y, flow = x.mT, y.mT, flow.mT.flip(1)
-    return x, y, flow
+@dataclass(frozen=True, kw_only=True)
+class _Crop:
+    """A piece of a clip: first frame, top left corner in low-resolution pixels, flips and transposition."""
+
+    folder: Path
+    first: int
+    top: int
+    left: int
+    mirrored: bool
+    upside_down: bool
+    transposed: bool
+
+    def turn(self, x: Tensor, y: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Flips and transposition of frames, truth and flow."""
+        if self.mirrored:
+            x, y, flow = x.flip(-1), y.flip(-1), flow.flip(-1) * torch.tensor((-1.0, 1.0)).view(1, 2, 1, 1)
+        if self.upside_down:
+            x, y, flow = x.flip(-2), y.flip(-2), flow.flip(-2) * torch.tensor((1.0, -1.0)).view(1, 2, 1, 1)
+        if self.transposed:
+            x, y, flow = x.mT, y.mT, flow.mT.flip(1)
+        return x, y, flow
 
 
 class Dataset:
@@ -162,9 +174,20 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.folders)
 
-    def batch(self, rng: np.random.Generator, size: int, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Random crops: frames ``(n, t, 3, h, w)``, truth ``(n, t, 3, s h, s w)``, flows ``(n, t - 1, 2, h, w)``."""
-        items = [self._item(self.folders[int(rng.integers(len(self)))], rng, frames) for _ in range(size)]
+    def batch(
+        self, rng: np.random.Generator, size: int, frames: int, *, part: tuple[int, int] = (0, 1)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Random crops: frames ``(n, t, 3, h, w)``, truth ``(n, t, 3, s h, s w)``, flows ``(n, t - 1, 2, h, w)``.
+
+        Args:
+            rng: chooses.
+            size: sequences to choose.
+            frames: length of each.
+            part: ``(i, count)`` returns every ``count``-th of them from the ``i``-th on, the share of one process.
+        """
+        index, count = part
+        crops = [self._draw(rng, frames) for _ in range(size)]
+        items = [self._load(crop, frames) for crop in crops[index::count]]
         frames_, truth, flow = (torch.stack(parts) for parts in zip(*items, strict=True))
         return frames_, truth, flow
 
@@ -175,26 +198,35 @@ class Dataset:
         flow = torch.from_numpy(np.load(folder / self._flow_name)).float()
         return lr.permute(0, 3, 1, 2)[None] / 255, gt.permute(0, 3, 1, 2)[None] / 255, flow[None]
 
-    def _item(self, folder: Path, rng: np.random.Generator, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        lr = np.load(folder / "lr.npy", mmap_mode="r")
-        gt = np.load(folder / "gt.npy", mmap_mode="r")
-        flow = np.load(folder / self._flow_name, mmap_mode="r")
-        first = int(rng.integers(0, len(lr) - frames + 1))
-        top, left = (int(rng.integers(0, side - self.crop + 1)) for side in lr.shape[1:3])
-        s, c = self.scale, self.crop
-        lr = lr[first : first + frames, top : top + c, left : left + c]
-        gt = gt[first : first + frames, s * top : s * (top + c), s * left : s * (left + c)]
-        flow = flow[first : first + frames - 1, :, top : top + c, left : left + c]
-        x = torch.from_numpy(np.array(lr)).permute(0, 3, 1, 2).float() / 255
-        y = torch.from_numpy(np.array(gt)).permute(0, 3, 1, 2).float() / 255
-        f = torch.from_numpy(np.array(flow)).float()
-        return _turn(x, y, f, rng)
+    def _draw(self, rng: np.random.Generator, frames: int) -> _Crop:
+        folder = self.folders[int(rng.integers(len(self)))]
+        length, height, width = np.load(folder / "lr.npy", mmap_mode="r").shape[:3]
+        return _Crop(
+            folder=folder,
+            first=int(rng.integers(0, length - frames + 1)),
+            top=int(rng.integers(0, height - self.crop + 1)),
+            left=int(rng.integers(0, width - self.crop + 1)),
+            mirrored=bool(rng.random() < 0.5),
+            upside_down=bool(rng.random() < 0.5),
+            transposed=bool(rng.random() < 0.5),
+        )
+
+    def _load(self, crop: _Crop, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        lr, gt, flow = (np.load(crop.folder / name, mmap_mode="r") for name in ("lr.npy", "gt.npy", self._flow_name))
+        time, s, c = slice(crop.first, crop.first + frames), self.scale, self.crop
+        rows, columns = slice(crop.top, crop.top + c), slice(crop.left, crop.left + c)
+        wide = (slice(s * start.start, s * start.stop) for start in (rows, columns))
+        x = torch.from_numpy(np.array(lr[time, rows, columns])).permute(0, 3, 1, 2).float() / 255
+        y = torch.from_numpy(np.array(gt[(time, *wide)])).permute(0, 3, 1, 2).float() / 255
+        f = torch.from_numpy(np.array(flow[time][: frames - 1, :, rows, columns])).float()
+        return crop.turn(x, y, f)
 
     def _write_flow(self, folder: Path, network: FastRealVSR) -> None:
-        frames = torch.from_numpy(np.load(folder / "lr.npy")).permute(0, 3, 1, 2) / 255
+        device = next(network.parameters()).device
+        frames = torch.from_numpy(np.load(folder / "lr.npy")).to(device).permute(0, 3, 1, 2) / 255
         with torch.inference_mode():
             flow = network.flow(frames[1:], frames[:-1])
-        np.save(folder / self._flow_name, flow.half().numpy())
+        np.save(folder / self._flow_name, flow.half().cpu().numpy())
 
 
 class Clips:

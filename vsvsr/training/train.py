@@ -1,16 +1,22 @@
-"""Stage 1: recurrent training with a pixel loss."""
+"""Stage 1: recurrent training with a pixel loss, on one device or several."""
 
 import csv
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env, reduce
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from vsvsr.errors import UserError
+from vsvsr.evaluation.compare import sheet
 from vsvsr.models.fastreal import FastRealVSR, save_fastreal
 from vsvsr.training.dataset import Dataset
 from vsvsr.training.losses import charbonnier
@@ -18,20 +24,22 @@ from vsvsr.training.losses import charbonnier
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of stage 1.
+    """Settings of a training.
 
     Attributes:
-        steps: sequences to train on.
-        batch: sequences at once.
+        steps: batches of sequences to train on.
+        batch: sequences at once, on all devices together.
         frames: length of a sequence.
         chunk: frames between optimiser steps; the state is carried over, its gradient is not.
-        learning_rate: at the start; it falls to a hundredth along a cosine.
+        learning_rate: at the start.
+        final_rate: what is left of it at the end of a cosine, as a share.
         warmup: optimiser steps over which the learning rate rises from zero.
         ema: decay of the averaged weights, which are what is validated and exported.
-        bf16: convolutions in bfloat16.
+        bf16: mixed precision: convolutions in bfloat16, weights, sums, losses and flows in fp32.
+        checkpointing: compute each frame's activations again in the backward pass instead of keeping them.
         stateless: force the hidden state to zero in every frame: the per-frame twin of a recurrent network.
         seed: of everything random.
-        save_minutes: how often to write a checkpoint and validate.
+        save_minutes: how often to write a checkpoint and sample pictures, and validate.
     """
 
     steps: int
@@ -39,16 +47,30 @@ class TrainConfig:
     frames: int = 30
     chunk: int = 15
     learning_rate: float = 1e-3
+    final_rate: float = 0.01
     warmup: int = 200
     ema: float = 0.999
     bf16: bool = False
+    checkpointing: bool = False
     stateless: bool = False
     seed: int = 0
     save_minutes: float = 5.0
 
 
+def processes() -> PartialState:
+    """This process among those that ``accelerate launch`` started, and its device."""
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu)
+
+
 def unroll(
-    network: FastRealVSR, frames: Tensor, flows: Tensor, *, hidden: Tensor | None, stateless: bool
+    network: FastRealVSR,
+    frames: Tensor,
+    flows: Tensor,
+    *,
+    hidden: Tensor | None,
+    stateless: bool,
+    checkpointing: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Pictures and states for a stretch of frames with known flows.
 
@@ -57,10 +79,13 @@ def unroll(
         flows: into the frame before each frame, ``(n, t, 2, h, w)``; the first is unused when ``hidden`` is None.
         hidden: the state after the frame before, or None for a cold start.
         stateless: fuse zeros in every frame.
+        checkpointing: keep states and pictures only, and compute the rest again for the gradient.
 
     Returns:
         Pictures ``(n, t, 3, s h, s w)`` and the last state.
     """
+    if checkpointing:
+        return _unroll_checkpointed(network, frames, flows, hidden, stateless)
     n, t = frames.shape[:2]
     flat = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
     features = network.rb1(flat)
@@ -77,33 +102,78 @@ def unroll(
     return pictures.view(n, t, *pictures.shape[1:]), collected[-1]
 
 
+def _unroll_checkpointed(
+    network: FastRealVSR, frames: Tensor, flows: Tensor, hidden: Tensor | None, stateless: bool
+) -> tuple[Tensor, Tensor]:
+    """`unroll`, frame by frame."""
+
+    def advance(frame: Tensor, flow: Tensor, hidden: Tensor | None) -> Tensor:
+        return network.fuse(network.rb1(frame), None if stateless else hidden, flow)
+
+    pictures = []
+    for frame, flow in zip(frames.unbind(1), flows.unbind(1), strict=True):
+        frame = frame.contiguous(memory_format=torch.channels_last)
+        hidden = checkpoint(advance, frame, flow, hidden, use_reentrant=False)
+        pictures.append(checkpoint(network.reconstruct, hidden, frame, use_reentrant=False))
+    assert hidden is not None  # a clip has frames
+    return torch.stack(pictures, dim=1), hidden
+
+
+_SAMPLES = 4
+"""Validation clips that show up in the sample pictures."""
+
+
 @torch.inference_mode()
-def validate(network: FastRealVSR, dataset: Dataset, *, stateless: bool) -> float:
-    """Mean over the clips of the PSNR in dB (RGB, whole clip) without the first five frames."""
+def validate(network: FastRealVSR, dataset: Dataset, *, stateless: bool, samples: Path | None = None) -> float:
+    """Mean over the clips of the PSNR in dB (RGB, whole clip) without the first five frames.
+
+    Args:
+        network: to judge.
+        dataset: its clips are judged uncropped.
+        stateless: fuse zeros in every frame.
+        samples: write bicubic enlargement, result and truth of the last frames of some clips to this PNG.
+    """
+    device = next(network.parameters()).device
     scores = []
+    shown: dict[str, list[Tensor]] = {"bicubic": [], "result": [], "truth": []}
     for index in range(len(dataset)):
-        frames, truth, flows = dataset.whole(index)
+        frames, truth, flows = (part.to(device) for part in dataset.whole(index))
         flows = torch.cat((torch.zeros_like(flows[:, :1]), flows), dim=1)
         pictures, _ = unroll(network, frames, flows, hidden=None, stateless=stateless)
         error = F.mse_loss(pictures[:, 5:].clamp(0, 1), truth[:, 5:])
         scores.append(-10 * float(torch.log10(error)))
+        if samples is not None and index < _SAMPLES:
+            bicubic = F.interpolate(frames[0, -1:], scale_factor=network.scale, mode="bicubic")
+            for name, picture in zip(shown, (bicubic, pictures[0, -1:], truth[0, -1:]), strict=True):
+                shown[name].append(picture.cpu())
+    if samples is not None:
+        height, width = shown["truth"][0].shape[-2:]
+        crop = (max(width - 320, 0) // 2, max(height - 240, 0) // 2, min(width, 320), min(height, 240))
+        columns = {name: torch.cat(pictures) for name, pictures in shown.items()}
+        sheet(columns, frames=list(range(len(columns["truth"]))), crop=crop).save(samples)
     return float(np.mean(scores))
 
 
 class Trainer:
     """Trains a network on a data set; what it knows lies in ``folder`` and a new process carries on from there.
 
-    A checkpoint is written between sequences, and a sequence is a function of the seed and its number, so an
-    interrupted run ends with the same weights as an uninterrupted one.
+    A checkpoint is written between sequences, and a sequence is a function of the seed and its number, so on a CPU an
+    interrupted run ends with the same weights as an uninterrupted one. Under ``accelerate launch`` each process takes
+    its share of every batch and the gradients are averaged: the weights are those of one process, up to rounding.
 
     Args:
         network: trained in place.
         config: settings.
         training: crops to learn from.
         validation: whole clips that choose the best weights.
-        folder: of checkpoints, exports and the log.
+        folder: of checkpoints, exports, the log and sample pictures.
         metadata: goes into every exported file.
+
+    Raises:
+        UserError: the batch cannot be shared evenly among the processes.
     """
+
+    _best_by_psnr: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -115,67 +185,116 @@ class Trainer:
         folder: Path,
         metadata: dict[str, str],
     ) -> None:
-        self.network, self.config = network.to(memory_format=torch.channels_last), config
+        self.processes = processes()
+        self.device = self.processes.device
+        if config.batch % self.processes.num_processes:
+            raise UserError(
+                f"a batch of {config.batch} cannot be shared by {self.processes.num_processes} processes; "
+                "give a multiple of their number"
+            )
+        self.network, self.config = network.to(self.device).to(memory_format=torch.channels_last), config
         self.training, self.validation = training, validation
         self.folder, self.metadata = folder, metadata
-        self.averaged = FastRealVSR(network.config).eval().requires_grad_(False)
+        self.averaged = FastRealVSR(network.config).to(self.device).eval().requires_grad_(False)
         self.averaged.load_state_dict(network.state_dict())
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, betas=(0.9, 0.99))
         self.step, self.best, self.seconds = 0, -float("inf"), 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "checkpoint.pt").exists():
-            self._load()
+
+    def resume(self) -> None:
+        """Carry on from the checkpoint in the folder, if there is one."""
+        path = self.folder / "checkpoint.pt"
+        if path.exists():
+            self._restore(torch.load(path, map_location=self.device, weights_only=True))
 
     def run(self) -> None:
         """Train to the end."""
-        saved = time.monotonic()
-        losses: list[float] = []
+        self.resume()
+        saved, saved_seconds = time.monotonic(), self.seconds
+        rows: list[dict[str, float]] = []
         while self.step < self.config.steps:
             started = time.monotonic()
-            losses.append(self._sequence())
+            rows.append(self._sequence())
             self.step += 1
             now = time.monotonic()
             self.seconds += now - started
             if now - saved > 60 * self.config.save_minutes or self.step == self.config.steps:
-                self._save(float(np.nanmean(losses)))
-                saved, losses = time.monotonic(), []
+                if self.processes.is_main_process:
+                    self._save(rows, self.seconds - saved_seconds)
+                saved, saved_seconds, rows = time.monotonic(), self.seconds, []
 
     def _chunks(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The current sequence in stretches: frames, truth and flows, a zero flow for the first frame."""
         rng = np.random.default_rng((self.config.seed, self.step))
-        frames, truth, flows = self.training.batch(rng, self.config.batch, self.config.frames)
+        part = (self.processes.process_index, self.processes.num_processes)
+        batch = self.training.batch(rng, self.config.batch, self.config.frames, part=part)
+        frames, truth, flows = (tensor.to(self.device) for tensor in batch)
         flows = torch.cat((torch.zeros_like(flows[:, :1]), flows), dim=1)
         for start in range(0, self.config.frames, self.config.chunk):
-            part = slice(start, start + self.config.chunk)
-            yield frames[:, part], truth[:, part], flows[:, part]
+            stretch = slice(start, start + self.config.chunk)
+            yield frames[:, stretch], truth[:, stretch], flows[:, stretch]
 
-    def _sequence(self) -> float:
-        """One sequence, an optimiser step for each of its chunks; returns the mean loss."""
+    def _sequence(self) -> dict[str, float]:
+        """One batch of sequences, an optimiser step for each of their chunks; returns the mean losses by name."""
+        config = self.config
         hidden: Tensor | None = None
-        losses: list[float] = []
+        rows: list[dict[str, float]] = []
         for frames, truth, flows in self._chunks():
             for group in self.optimiser.param_groups:
-                group["lr"] = self._learning_rate(len(losses))
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.config.bf16):
-                pictures, hidden = unroll(self.network, frames, flows, hidden=hidden, stateless=self.config.stateless)
-            loss = charbonnier(pictures.float(), truth)
-            self.optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+                group["lr"] = self._learning_rate(len(rows))
+            with self._precision():
+                pictures, hidden = unroll(
+                    self.network,
+                    frames,
+                    flows,
+                    hidden=hidden,
+                    stateless=config.stateless,
+                    checkpointing=config.checkpointing,
+                )
+            pictures = pictures.float()
+            losses = self._losses(pictures, truth)
+            losses = {"loss": torch.stack(list(losses.values())).sum(), **losses}
+            self._backward(self.optimiser, losses["loss"])
             norm = nn.utils.clip_grad_norm_(self.parameters, 0.5)
-            losses.append(float(loss.detach()))
+            rows.append({name: float(loss.detach()) for name, loss in losses.items()})
             if not torch.isfinite(norm):
                 # A state that has run away spoils the rest of its sequence, and must not spoil the weights.
                 break
             self.optimiser.step()
             self._average()
+            rows[-1].update(self._train_critic(pictures.detach(), truth))
             hidden = hidden.detach()
-        return float(np.nanmean(losses))
+        return _means(rows)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
+
+    def _losses(self, pictures: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Weighted losses by name, for the network to minimise the sum of; both inputs ``(n, t, 3, h, w)``."""
+        return {"pixel": charbonnier(pictures, truth)}
+
+    def _train_critic(self, pictures: Tensor, truth: Tensor) -> dict[str, float]:
+        """What else learns from the pictures after each step of the network: nothing in this stage."""
+        return {}
+
+    def _backward(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Gradients of a loss, averaged over the processes."""
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.processes.num_processes > 1:
+            parameters = [p for group in optimiser.param_groups for p in group["params"]]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            total = reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+            parts = total.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view(gradient.shape))
 
     def _learning_rate(self, chunk: int) -> float:
         updates = self.step * -(-self.config.frames // self.config.chunk) + chunk
         rise = min(1.0, (updates + 1) / self.config.warmup)
-        fall = 0.505 + 0.495 * np.cos(np.pi * self.step / self.config.steps)
+        final = self.config.final_rate
+        fall = (1 + final) / 2 + (1 - final) / 2 * np.cos(np.pi * self.step / self.config.steps)
         return float(self.config.learning_rate * rise * fall)
 
     @torch.no_grad()
@@ -185,14 +304,40 @@ class Trainer:
         targets, values = zip(*((a, b) for a, b in pairs if b.requires_grad), strict=True)
         torch._foreach_lerp_(targets, values, 1 - decay)
 
-    def _save(self, loss: float) -> None:
-        score = validate(self.averaged, self.validation, stateless=self.config.stateless)
+    def _save(self, rows: list[dict[str, float]], seconds: float) -> None:
+        """Validate, export, write the checkpoint and a row of the log about the last ``seconds``."""
+        samples = self.folder / "samples"
+        samples.mkdir(exist_ok=True)
+        picture = samples / f"{self.step:07d}.png"
+        score = validate(self.averaged, self.validation, stateless=self.config.stateless, samples=picture)
         metadata = {**self.metadata, "steps": str(self.step), "validation_psnr": f"{score:.3f}"}
         save_fastreal(self.averaged, self.folder / "last.safetensors", metadata)
-        if score > self.best:
+        if self._best_by_psnr and score > self.best:
             self.best = score
             save_fastreal(self.averaged, self.folder / "best.safetensors", metadata)
-        state = {
+        partial = self.folder / "checkpoint.pt.partial"
+        torch.save(self._state(), partial)
+        partial.replace(self.folder / "checkpoint.pt")
+        losses = _means(rows)
+        pixels = len(rows) * self.config.batch * self.config.frames * self.training.crop**2
+        row = {
+            "step": str(self.step),
+            "seconds": f"{self.seconds:.0f}",
+            "loss": f"{losses.pop('loss'):.5f}",
+            "psnr": f"{score:.3f}",
+            "lr_pixels_per_second": f"{pixels / seconds:.0f}",
+            "learning_rate": f"{self.optimiser.param_groups[0]['lr']:.3e}",
+            **{name: f"{value:.5f}" for name, value in losses.items()},
+        }
+        with (self.folder / "log.csv").open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if not file.tell():
+                writer.writeheader()
+            writer.writerow(row)
+        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "network": self.network.state_dict(),
             "averaged": self.averaged.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -200,17 +345,15 @@ class Trainer:
             "best": self.best,
             "seconds": self.seconds,
         }
-        partial = self.folder / "checkpoint.pt.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "checkpoint.pt")
-        row = (str(self.step), f"{self.seconds:.0f}", f"{loss:.5f}", f"{score:.3f}")
-        with (self.folder / "log.csv").open("a", newline="") as file:
-            csv.writer(file).writerow(row)
-        print("step {}, {} s, loss {}, validation {} dB".format(*row), flush=True)
 
-    def _load(self) -> None:
-        state = torch.load(self.folder / "checkpoint.pt", weights_only=True)
+    def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.averaged.load_state_dict(state["averaged"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every entry over the rows, broken ones left out."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: float(np.nanmean([row[name] for row in rows if name in row])) for name in names}
