@@ -5,7 +5,6 @@ Inputs lie in buffers of NaN and results in buffers of a known number, so that a
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -16,8 +15,11 @@ from torch import Tensor
 from vsvsr.models.common import ResidualBlocksWithInputConv
 from vsvsr.models.fastreal import FastRealVSR
 from vsvsr.models.fastreal.config import COMPACT
+from vsvsr.models.mia import MIAVSR
 from vsvsr.models.mia.block import MaskedBlock
-from vsvsr.models.skipvsr.gate import GatedTrunk, Tally
+from vsvsr.models.mia.gates import MaskSite
+from vsvsr.models.skipvsr import SkipVSR
+from vsvsr.models.skipvsr.gate import Tally
 from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual
 from vsvsr.ops.flow_warp import flow_warp_reference, fused_flow_warp
 from vsvsr.ops.hidden_state_attention import (
@@ -26,6 +28,9 @@ from vsvsr.ops.hidden_state_attention import (
     member_filters,
 )
 from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
+
+type Compare = Callable[..., None]
+"""Takes a network and the names of the operations that shall use their kernels."""
 
 MARGIN = 3
 CANARY = 12345.0
@@ -242,36 +247,72 @@ class TestNetworks:
     """Networks and their parts, dispatch included, with kernels and without."""
 
     @pytest.fixture
-    def compare(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Tensor], str], None]:
-        def run(network: Callable[[], Tensor], operation: str) -> None:
-            module = sys.modules[f"vsvsr.ops.{operation}"]
+    def compare(self, monkeypatch: pytest.MonkeyPatch) -> Compare:
+        def run(network: Callable[[], Tensor], *operations: str) -> None:
             with torch.no_grad():
                 expected = network()
-                asked = []
+                asked = set()
+                for operation in operations:
 
-                def always(*tensors: Tensor) -> bool:
-                    asked.append(tensors)
-                    return True
+                    def always(*tensors: Tensor, operation: str = operation) -> bool:
+                        asked.add(operation)
+                        return True
 
-                monkeypatch.setattr(module, "runs_kernels", always)
+                    monkeypatch.setattr(sys.modules[f"vsvsr.ops.{operation}"], "runs_kernels", always)
                 result = network()
-            assert asked
+            assert asked == set(operations)
             assert expected.std() > 0.01
             torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
         return run
 
-    def test_fastreal_gives_the_same_picture(self, compare: Callable[[Callable[[], Tensor], str], None]) -> None:
+    def test_compact_fastreal_gives_the_same_picture(self, compare: Compare) -> None:
         torch.manual_seed(0)
-        network = FastRealVSR(replace(COMPACT, rb1_blocks=1, rb2_blocks=1)).eval()
+        network = FastRealVSR(COMPACT).eval()
         for name, parameter in network.named_parameters():
             if name.endswith(("q.weight", "k.weight")):
                 torch.nn.init.normal_(parameter, std=0.2)
         clip = torch.rand(1, 3, 3, 16, 19)
-        compare(lambda: network(clip), "hidden_state_attention")
+        compare(lambda: network(clip), "hidden_state_attention", "flow_warp")
 
-    def test_a_masked_block_gives_the_same_features(self, compare: Callable[[Callable[[], Tensor], str], None]) -> None:
-        """One block of MIA; a whole network takes the interpreter two minutes."""
+    def test_small_mia_gives_the_same_picture(self, compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
+        # One program a window: programs are what the interpreter spends its time on.
+        monkeypatch.setattr("vsvsr.triton_kernels.masked_window_attention.QUERIES", 64)
+        torch.manual_seed(0)
+        network = MIAVSR(12, (1,), (1,), 8).eval()
+        for name, parameter in network.named_parameters():
+            if "attn" in name or "mlp" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        clip = torch.rand(1, 2, 3, 16, 17)
+
+        def gate(site: MaskSite, logits: Tensor) -> Tensor:
+            # Not by the logits: rounding may decide on either side of a threshold.
+            return (torch.arange(logits.numel()) // 5 % 4 == 0).view_as(logits)
+
+        compare(lambda: network(clip, gate=gate), "masked_window_attention", "flow_warp")
+
+    def test_small_skip_gives_the_same_picture(self, compare: Compare) -> None:
+        torch.manual_seed(0)
+        network = SkipVSR(threshold=0.5).eval().requires_grad_(False)
+        network.backward_trunk = ResidualBlocksWithInputConv(3 + 64, 64, 1)
+        network.forward_trunk = ResidualBlocksWithInputConv(3 + 64, 64, 1)
+        for parameter in network.spynet.parameters():
+            torch.nn.init.normal_(parameter, std=0.02 if parameter.dim() > 1 else 0.1)
+        for estimator in (network.estimator_backward, network.estimator_forward):
+            torch.nn.init.constant_(estimator.weight, -1.0)
+            torch.nn.init.constant_(estimator.bias, 1.0)
+        frames = torch.rand(3, 64, 64).repeat(2, 1, 1, 1)
+        frames[1, :, :24, :40] = torch.rand(3, 24, 40)
+
+        def picture() -> Tensor:
+            network.tally = Tally()
+            result = torch.stack(list(network.upscale(list(frames), range(2))))
+            assert 32 < network.tally.executed < 64  # the first frame of each pass runs everywhere
+            return result
+
+        compare(picture, "block_skip", "flow_warp")
+
+    def test_a_masked_block_gives_the_same_features(self, compare: Compare) -> None:
         torch.manual_seed(0)
         block = MaskedBlock(12, 2, 8, 4, masked=True, drop_path=0.0)
         torch.nn.init.normal_(block.attn.relative_position_bias_table)
@@ -283,21 +324,3 @@ class TestNetworks:
             return torch.stack((dense, sparse))
 
         compare(features, "masked_window_attention")
-
-    def test_a_gated_trunk_gives_the_same_features(self, compare: Callable[[Callable[[], Tensor], str], None]) -> None:
-        torch.manual_seed(0)
-        trunk, estimator = ResidualBlocksWithInputConv(3, 16, 2), torch.nn.Linear(16, 1)
-        torch.nn.init.constant_(estimator.weight, -40.0)
-        torch.nn.init.constant_(estimator.bias, 3.0)
-        first = torch.rand(1, 3, 35, 41)
-        second = first.clone()
-        second[..., :16, :20] += 0.5
-
-        def features() -> Tensor:
-            tally = Tally()
-            gated = GatedTrunk(trunk, estimator, 0.5, 16, True, tally)
-            result = torch.stack([gated(first).clone(), gated(second).clone()])
-            assert 18 < tally.executed < 36
-            return result
-
-        compare(features, "block_skip")
