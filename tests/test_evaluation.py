@@ -1,14 +1,24 @@
 """Metrics against values worked out by hand or by the published code."""
 
+import csv
 import math
+import subprocess
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
+from vsvsr.cli.evaluate import app
 from vsvsr.errors import UserError
-from vsvsr.evaluation.compare import score, sheet
+from vsvsr.evaluation.compare import frame_scores, score, sheet
 from vsvsr.evaluation.metrics import flicker, luma, psnr, round_to_8_bit, ssim
 from vsvsr.evaluation.niqe import niqe
 from vsvsr.models.fastreal.flow import LightFlow
@@ -87,3 +97,89 @@ def test_a_sheet_shows_every_clip_and_frame() -> None:
     assert picture.size == (64, 62)
     assert picture.getpixel((10, 50)) == (0, 0, 0)
     assert picture.getpixel((50, 30)) == (128, 128, 128)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small video: a pan over a picture of soft blobs."""
+    folder = tmp_path_factory.mktemp("film")
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 20, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize((240, 144), Image.Resampling.BICUBIC).save(folder / "wide.png")
+    pan = ["-i", str(folder / "wide.png"), "-vf", "loop=19:1,crop=164:100:2*n:8,format=yuv420p"]
+    run_ffmpeg([*pan, "-c:v", "libx264", "-crf", "12", str(folder / "film.mkv")])
+    return folder / "film.mkv"
+
+
+def run_ffmpeg(arguments: list[str]) -> None:
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments], check=True)
+
+
+def script() -> ModuleType:
+    path = Path(__file__).parents[1] / "scripts" / "evaluate_fastreal"
+    loader = SourceFileLoader("evaluate_fastreal", str(path))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_the_table_compares_three_methods_in_every_case(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script().print_table([film], 4, 8, "area", None)
+    lines = capsys.readouterr().out.splitlines()
+    assert "area downsampling, 8 frames from frame 4, the first 5 not judged" in lines[0]
+    rows = [line.split() for line in lines[2:11]]
+    assert [row[4] for row in rows] == ["bicubic", "Lanczos", "FastReal"] * 3
+    assert [row[1:4] for row in rows[::3]] == [["0.4", "1.0", "20"], ["1.2", "3.0", "25"], ["2.5", "5.0", "33"]]
+    bicubic = [float(row[5]) for row in rows[::3]]
+    assert 50 > bicubic[0] > bicubic[1] > bicubic[2] > 15
+    gains = [float(rows[i + 2][5]) - float(rows[i][5]) for i in (0, 3, 6)]
+    summary = next(line for line in lines if "psnr_y" in line)
+    assert float(summary.split("mean ")[1].split(",")[0]) == pytest.approx(np.mean(gains), abs=2e-3)
+
+
+def test_drift_is_written_for_a_moving_and_a_still_clip(
+    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script().write_drift([film], 12, "bicubic", None, tmp_path)
+    assert "film still, 12 frames, FastReal: PSNR-Y" in capsys.readouterr().out
+    for kind in ("moving", "still"):
+        with (tmp_path / f"film-{kind}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["clip"], row["frame"]) for row in rows] == [
+            (method, str(frame)) for method in ("bicubic", "FastReal") for frame in range(12)
+        ]
+        assert all(15 < float(row["psnr_y"]) < 60 for row in rows)
+
+
+def test_the_scripts_degradation_is_blur_noise_average_and_codec(film: Path, tmp_path: Path) -> None:
+    module = script()
+    truth = module.open_truth(film)[:3]
+    assert (truth.width, truth.height) == (160, 96)
+    small = module.degrade(truth, (0.01, 0.0, 1), "area", tmp_path / "small.mkv")
+    averages = [frame.reshape(24, 4, 40, 4, 3).mean((1, 3)) for frame in module.pictures(truth)]
+    # On luma, which the codec keeps at full size.
+    weights = np.array((0.2126, 0.7152, 0.0722))
+    for frame, average in zip(module.pictures(small), averages, strict=True):
+        assert np.abs((frame - average) @ weights).mean() < 1
+
+
+def test_evaluate_writes_the_scores_of_every_frame(film: Path, tmp_path: Path) -> None:
+    run_ffmpeg(["-i", str(film), "-c:v", "libx264", "-crf", "40", str(tmp_path / "coarse.mkv")])
+    target = tmp_path / "frames.csv"
+    arguments = [str(tmp_path / "coarse.mkv"), str(film), "--frames", "6", "--per-frame", str(target)]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    with target.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["frame"] for row in rows] == [str(frame) for frame in range(6)]
+    mean = np.mean([float(row["psnr_y"]) for row in rows])
+    assert f"{mean:.2f}" in result.stdout
+    assert all(row["niqe"] == "" for row in rows)
+
+
+def test_scores_of_frames_without_a_truth_are_their_niqe() -> None:
+    clip = noise(2, 3, 192, 192)
+    rows = list(frame_scores(clip, None))
+    assert [row[0] for row in rows] == [None, None]
+    assert rows[1][1] == pytest.approx(niqe(luma(round_to_8_bit(clip[1:]))[0, 0]))

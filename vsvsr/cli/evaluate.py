@@ -17,6 +17,7 @@ def evaluate(
     truth: Annotated[Path | None, typer.Argument(help="What it should look like: same size, same frames.")] = None,
     source: Annotated[Path | None, typer.Option(help="The small video: adds bicubic and Lanczos to compare.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="How many frames to judge.")] = 100,
+    per_frame: Annotated[Path | None, typer.Option(help="Write PSNR-Y and NIQE of every frame to this CSV.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write crops side by side to this PNG.")] = None,
 ) -> None:
     """PSNR and SSIM (Y and RGB) and flicker against the truth, NIQE without it."""
@@ -41,6 +42,8 @@ def evaluate(
         small_picture = min(size) < 192
         table.add_row(name, *cells, "" if small_picture else f"{compare.mean_niqe(pictures):.3f}")
     Console().print(table)
+    if per_frame is not None:
+        compare.write_frame_scores(per_frame, clips, reference)
     if sheet is not None:
         if reference is not None:
             clips["truth"] = reference

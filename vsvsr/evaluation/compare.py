@@ -1,8 +1,10 @@
 """Scores of a clip against its truth, and sheets of crops side by side."""
 
+import csv
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -70,6 +72,27 @@ def mean_niqe(clip: Tensor) -> float:
     """NIQE of the first, the middle and the last frame of ``(t, 3, h, w)`` in [0, 1], as the papers report it."""
     chosen = sorted({0, len(clip) // 2, len(clip) - 1})
     return float(np.mean([niqe(luma(round_to_8_bit(clip[i : i + 1]))[0, 0]) for i in chosen]))
+
+
+def frame_scores(clip: Iterable[Tensor], truth: Iterable[Tensor] | None) -> Iterator[tuple[float | None, float | None]]:
+    """PSNR-Y in dB (None without a truth) and NIQE (None below 192x192) of each frame ``(3, h, w)`` in [0, 1].
+
+    A result that drifts or grows artifacts loses PSNR and gains NIQE with the length of the clip.
+    """
+    for picture, reference in zip(clip, itertools.repeat(None) if truth is None else truth, strict=False):
+        luminance = luma(round_to_8_bit(picture[None]))
+        distance = None if reference is None else float(psnr(luminance, luma(reference[None])))
+        yield distance, niqe(luminance[0, 0]) if min(luminance.shape[-2:]) >= 192 else None
+
+
+def write_frame_scores(path: Path, clips: dict[str, Tensor], truth: Tensor | None) -> None:
+    """`frame_scores` of every clip as CSV with the columns ``clip,frame,psnr_y,niqe``; what is unknown is empty."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("clip", "frame", "psnr_y", "niqe"))
+        for name, clip in clips.items():
+            for frame, scores in enumerate(frame_scores(clip, truth)):
+                writer.writerow((name, frame, *("" if value is None else f"{value:.4f}" for value in scores)))
 
 
 def enlarge(clip: Tensor, size: tuple[int, int], filter_: Image.Resampling) -> Tensor:
