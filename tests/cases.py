@@ -67,6 +67,18 @@ CASES = {
         tries=3,
         long=200,
     ),
+    "Ultra": Case(
+        weights="tiny_ultra",
+        arguments={"length": 8, "tile": [48, 32]},
+        restarts=(8, 16),
+        # Context of the chunks from 0, 8, 13, 14, 16 and 23 on: the rest of the scene.
+        network_runs=24 + (5 + 8 + 0 + 7 + 2 + 0),
+        frames=24,
+        cuts=(13, 14, 23),
+        requests=24,
+        tries=3,
+        long=100,
+    ),
 }
 
 type Make = Callable[..., vs.VideoNode]

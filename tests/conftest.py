@@ -15,6 +15,8 @@ from vsvsr.models.fastreal import FastRealVSR, save_fastreal
 from vsvsr.models.fastreal.config import COMPACT
 from vsvsr.models.mia import MIAVSR
 from vsvsr.models.skipvsr import SkipVSR, load
+from vsvsr.models.ultra import TINY, RTSModule, build
+from vsvsr.models.ultra.files import save_compact
 
 
 @pytest.fixture
@@ -59,6 +61,20 @@ def tiny_mia(tmp_path_factory: pytest.TempPathFactory) -> Path:
             torch.nn.init.normal_(parameter, std=0.02 if parameter.dim() > 1 else 0.2)
     path = tmp_path_factory.mktemp("weights") / "mia.safetensors"
     save_file(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_ultra(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A UltraVSR network whose frames see their neighbours."""
+    torch.manual_seed(5)
+    network = build(TINY)
+    for module in network.modules():
+        if isinstance(module, RTSModule):
+            torch.nn.init.normal_(module.RTSConv.conv3.weight, std=0.1)
+            torch.nn.init.normal_(module.RTSAtten.project_out.weight, std=0.1)
+    path = tmp_path_factory.mktemp("weights") / "ultra.safetensors"
+    save_compact(network, TINY, path, {})
     return path
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     import vapoursynth as vs
 
-__all__ = ["MIA", "FastReal", "Skip", "Stats", "Version"]
+__all__ = ["MIA", "FastReal", "Skip", "Stats", "Ultra", "Version"]
 
 
 def FastReal(
@@ -141,6 +141,58 @@ def MIA(
     import vapoursynth as vs
 
     return vs.core.vsvsr.MIA(clip, **_given(locals()))
+
+
+def Ultra(
+    clip: "vs.VideoNode",
+    *,
+    model: str | None = None,
+    model_path: str | None = None,
+    device_index: int | None = None,
+    tile: "Sequence[int] | None" = None,
+    tile_pad: int | None = None,
+    length: int | None = None,
+    overlap: int | None = None,
+    state_cache: int | None = None,
+    scene_change: bool | None = None,
+    base_path: str | None = None,
+    prompt: str | None = None,
+    degradation: float | None = None,
+    clip_iqa_path: str | None = None,
+    colour: str | None = None,
+    feature_cache: int | None = None,
+) -> "vs.VideoNode":
+    """UltraVSR: one diffusion step with temporal shift, with the authors' weights on Stable Diffusion 2.1-base.
+
+    Args:
+        clip: RGBS or RGBH, from 16x16.
+        model: no weights are published by name yet.
+        model_path: the authors' ``model_UltraVSR.pkl``, or a network trained by ``vsvsr.training.ultra``.
+        device_index: CUDA device, -1 = CPU; default the first GPU if there is one.
+        tile: width and height of spatial tiles in source pixels, 0 = whole frame, rounded down to multiples of 16;
+            default 192x192.
+        tile_pad: source pixels of context around every tile, twice as many in the UNet; default 16.
+        length: frames of a chunk; default 30.
+        overlap: frames of context before and after a chunk; default 24, which gives the pixels of the whole clip.
+        state_cache: megabytes for finished frames that may be asked for again; default 256.
+        scene_change: end chunks at frames with the property ``_SceneChangePrev``; default on.
+        base_path: folder of Stable Diffusion 2.1-base in the layout of diffusers; with the authors' file.
+        prompt: what the clip shows; default empty.
+        degradation: from 0 (ruined) to 1 (clean), one number for the clip; default 0.5.
+        clip_iqa_path: instead, weights of CLIP RN50, which measure it on five frames of the clip.
+        colour: how the result gets the colours of the source: ``wavelet`` (default), ``adain`` or ``none``.
+        feature_cache: megabytes of features that may wait on the device, the others wait in host memory; default no
+            limit.
+
+    Returns:
+        The clip at four times the size, in the format of the source, with values in [0, 1].
+
+    Raises:
+        vapoursynth.Error: an argument, the clip or the weights cannot be used.
+    """
+    import vapoursynth as vs
+
+    return vs.core.vsvsr.Ultra(clip, **_given(locals()))
 
 
 def _given(arguments: dict[str, object]) -> dict[str, object]:

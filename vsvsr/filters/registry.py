@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vsvsr.filters import fastreal, mia, skip
+from vsvsr.filters import fastreal, mia, skip, ultra
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import Arguments, SharedSettings
 
@@ -35,4 +35,5 @@ FILTERS: dict[str, Filter[Any]] = {
     "FastReal": Filter(fastreal.FastRealSettings, fastreal.create),
     "Skip": Filter(skip.SkipSettings, skip.create),
     "MIA": Filter(mia.MIASettings, mia.create),
+    "Ultra": Filter(ultra.UltraSettings, ultra.create),
 }

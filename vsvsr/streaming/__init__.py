@@ -2,7 +2,17 @@
 
 from vsvsr.streaming.chunked import ChunkedSession, ChunkModel
 from vsvsr.streaming.recurrent import RecurrentModel, RecurrentSession
+from vsvsr.streaming.sampled import SampledSession
 from vsvsr.streaming.segments import Segments
 from vsvsr.streaming.session import Session, Source
 
-__all__ = ["ChunkModel", "ChunkedSession", "RecurrentModel", "RecurrentSession", "Segments", "Session", "Source"]
+__all__ = [
+    "ChunkModel",
+    "ChunkedSession",
+    "RecurrentModel",
+    "RecurrentSession",
+    "SampledSession",
+    "Segments",
+    "Session",
+    "Source",
+]

@@ -421,7 +421,12 @@ def _train_tiny(arguments: argparse.Namespace) -> None:
     print("after:", _listed(result))
     settings = {**TINY.vae, "scaling_factor": trainer.generator.vae.config.scaling_factor}
     metadata = {name: f"{value:.4f}" for name, value in result.items()}
-    save_compact(trainer.finished(), replace(TINY, vae=settings), folder / "last.safetensors", metadata)
+    save_compact(
+        trainer.finished(),
+        replace(TINY, vae=settings, degradation=config.degradation),
+        folder / "last.safetensors",
+        metadata,
+    )
 
 
 def _listed(numbers: dict[str, float]) -> str:

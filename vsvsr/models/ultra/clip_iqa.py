@@ -159,7 +159,7 @@ class ClipIQA(nn.Module):
         """Token ids ``(n, 77)``, each text closed by the largest id, to unit features ``(n, outputs)``."""
         x = self.token_embedding(tokens) + self.positional_embedding
         x = self.transformer.get_submodule("resblocks")(x)
-        x = self.ln_final(x)[torch.arange(len(x)), tokens.argmax(dim=1)]
+        x = self.ln_final(x)[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
         return F.normalize(x @ self.text_projection, dim=1)
 
     @torch.inference_mode()

@@ -19,7 +19,8 @@ from vsvsr.models.ultra.network import FULL, UltraConfig, UltraVSR, build, extra
 StrPath = str | os.PathLike[str]
 
 _BASE_SOURCE = (
-    "copy stable-diffusion-2-1-base in the layout of diffusers (tokenizer, text_encoder, scheduler, vae, unet)"
+    "give Stable Diffusion 2.1-base as diffusers has it (tokenizer, text_encoder, scheduler, vae, unet), published as "
+    "stabilityai/stable-diffusion-2-1-base and withdrawn in 2025; copies exist"
 )
 _CHECKPOINT_SOURCE = "the authors link it at github.com/yongliuy/UltraVSR (model_UltraVSR.pkl)"
 _BASE_FILES = {

@@ -41,6 +41,7 @@ class UltraConfig:
         rts_conv_channels: reduced channels of all convolution units; None for the released rule.
         rts_attention_channels: the same of all attention units.
         rts_form: see :data:`vsvsr.models.ultra.rts.RTSForm`.
+        degradation: d where nothing is known of a clip.
     """
 
     unet: Mapping[str, Any]
@@ -48,6 +49,7 @@ class UltraConfig:
     rts_conv_channels: int | None = None
     rts_attention_channels: int | None = None
     rts_form: RTSForm = field(default="released")
+    degradation: float = 0.5
 
 
 _VAE_BLOCKS = {
@@ -87,6 +89,9 @@ class UltraVSR(nn.Module):
         unet: diffusers' ``UNet2DConditionModel``.
         vae: diffusers' ``AutoencoderKL``.
         config: sizes of the temporal shift modules.
+
+    Attributes:
+        degradation: see :class:`UltraConfig`.
     """
 
     # The stock networks are untyped.
@@ -97,6 +102,7 @@ class UltraVSR(nn.Module):
         super().__init__()
         self.unet = unet
         self.vae = vae
+        self.degradation = config.degradation
 
         def modules(widths: tuple[int, ...]) -> nn.ModuleList:
             return nn.ModuleList(

@@ -1,0 +1,140 @@
+"""Ultra: UltraVSR, one diffusion step of Stable Diffusion with temporal shift."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from vsvsr.errors import UserError
+from vsvsr.filters.clip import Clip
+from vsvsr.filters.settings import ChunkedSettings, check
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vsvsr.filters.opened import Opened
+    from vsvsr.models.ultra import ColourFix, UltraVSR
+
+COLOURS = ("wavelet", "adain", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UltraSettings(ChunkedSettings):
+    """The arguments of ``core.vsvsr.Ultra``.
+
+    Frames depend on the 24 around them on both sides. With that much ``overlap`` they are those of the whole clip, and
+    playback sees each frame once; less is cheaper to seek in, but every chunk then starts afresh.
+
+    Attributes:
+        tile: as everywhere, rounded down to multiples of 16.
+        tile_pad: as everywhere; twice as much in the UNet.
+        base_path: folder of Stable Diffusion 2.1-base, which the authors' file completes.
+        prompt: what the clip shows.
+        degradation: from 0 (ruined) to 1 (clean); one number for the clip.
+        clip_iqa_path: weights of CLIP RN50, which then measure the degradation.
+        colour: how the result gets the colours of the source: ``wavelet``, ``adain`` or ``none``.
+        feature_cache: megabytes of features that may wait on the device, the others wait in host memory.
+    """
+
+    overlap: int = 24
+    tile: tuple[int, ...] = (192, 192)
+    base_path: str = ""
+    prompt: str = ""
+    degradation: float | None = None
+    clip_iqa_path: str = ""
+    colour: str = "wavelet"
+    feature_cache: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.degradation is None or 0 <= self.degradation <= 1, "degradation", self.degradation, "0 to 1")
+        single = self.degradation is None or not self.clip_iqa_path
+        check(single, "clip_iqa_path", self.clip_iqa_path, "either degradation or clip_iqa_path, not both")
+        check(self.colour in COLOURS, "colour", self.colour, " or ".join(COLOURS))
+        check(self.feature_cache is None or self.feature_cache >= 0, "feature_cache", self.feature_cache, "0 or more")
+        for name, path in (("base_path", self.base_path), ("clip_iqa_path", self.clip_iqa_path)):
+            check(not path or Path(path).exists(), name, path, "a path that exists")
+
+
+def create(settings: UltraSettings, clip: Clip) -> "Opened":
+    """Load the network and make its streaming session."""
+    from functools import partial
+
+    import torch
+
+    from vsvsr.filters.opened import Opened, choose_device, compute_type
+    from vsvsr.filters.ultra_network import UltraNetwork
+    from vsvsr.frames import read
+    from vsvsr.models.ultra import Upscaler
+    from vsvsr.models.ultra.clip_iqa import PAIRS, load_clip_iqa, measure_degradation, sample_indices
+    from vsvsr.models.ultra.files import tokenise
+    from vsvsr.streaming import ChunkedSession, SampledSession
+
+    device = choose_device(settings.device_index)
+    dtype = compute_type(clip, device)
+    network, prompt = _load(settings)
+    network.to(device, dtype)
+
+    def upscaler(degradation: float) -> Upscaler:
+        return Upscaler(
+            network,
+            degradation=degradation,
+            prompt=prompt,
+            colour=cast("ColourFix", settings.colour),
+            # Latents have half the sides of the source.
+            tile=(settings.tile[1] // 16 * 8, settings.tile[0] // 16 * 8),
+            overlap=settings.tile_pad,
+            budget=None if settings.feature_cache is None else settings.feature_cache * 1_000_000,
+        )
+
+    model = UltraNetwork(device, dtype)
+    session = ChunkedSession(
+        model,
+        frames=clip.frames,
+        length=settings.length,
+        overlap=settings.overlap,
+        budget=settings.state_cache * 1_000_000,
+        scene_change=settings.scene_change,
+    )
+    if not settings.clip_iqa_path:
+        degradation = network.degradation if settings.degradation is None else settings.degradation
+        model.upscaler = upscaler(degradation)
+        return Opened(session, device, scale=4)
+
+    check(bool(settings.base_path), "base_path", "", "with clip_iqa_path, the folder of Stable Diffusion 2.1-base")
+    tokens = tokenise(settings.base_path, [text for pair in PAIRS for text in pair]).to(device)
+    judge = load_clip_iqa(Path(settings.clip_iqa_path)).to(device)
+
+    def prepare(samples: "list[Tensor]") -> None:
+        if not samples:
+            raise UserError("no frame could be read to measure the degradation; give degradation instead")
+        model.upscaler = upscaler(measure_degradation(judge, tokens, [frame[0] for frame in samples]))
+
+    sampled = SampledSession(
+        session,
+        samples=sample_indices(clip.frames),
+        read=partial(read, device=device, dtype=torch.float32),
+        prepare=prepare,
+    )
+    return Opened(sampled, device, scale=4)
+
+
+def _load(settings: UltraSettings) -> "tuple[UltraVSR, Tensor]":
+    """The network and the text embedding of the prompt, in fp32 on the CPU."""
+    import torch
+
+    from vsvsr.filters.opened import find_weights
+    from vsvsr.models.ultra.files import encode_prompt, load_compact, load_released
+
+    if not settings.model_path and not settings.model:
+        raise UserError(
+            "no weights are shipped; give the official ones with model_path (model_UltraVSR.pkl, linked by the authors "
+            "at github.com/yongliuy/UltraVSR) and base_path (a folder of Stable Diffusion 2.1-base, published as "
+            "stabilityai/stable-diffusion-2-1-base)"
+        )
+    path = find_weights("Ultra", settings, default="")
+    if path.suffix == ".safetensors":
+        check(not settings.prompt, "prompt", settings.prompt, "none with these weights, which know no text")
+        network = load_compact(path)
+        return network, torch.zeros(1, 77, network.unet.config.cross_attention_dim)
+    check(bool(settings.base_path), "base_path", "", "with the authors' file, the folder of Stable Diffusion 2.1-base")
+    return load_released(settings.base_path, path), encode_prompt(settings.base_path, settings.prompt)

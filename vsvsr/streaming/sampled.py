@@ -1,0 +1,62 @@
+"""A look at a few frames of the clip before the first one is made, for what holds for all of them."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from vsvsr.streaming.session import Session, Source
+
+
+class SampledSession[Frame, Picture, Output]:
+    """Gathers some frames of the clip, then hands everything to another session.
+
+    Frames that cannot be had are left out, so what is learnt is a function of the clip alone.
+
+    Args:
+        session: makes the frames, once ``prepare`` has been called.
+        samples: numbers of the frames to look at.
+        read: a copy of a frame that outlives it.
+        prepare: takes the samples, in order; may raise, and is called again by the next request then.
+    """
+
+    def __init__(
+        self,
+        session: Session[Frame, Output],
+        *,
+        samples: Sequence[int],
+        read: Callable[[Frame], Picture],
+        prepare: Callable[[list[Picture]], object],
+    ) -> None:
+        self._session = session
+        self._samples = samples
+        self._read = read
+        self._prepare: Callable[[list[Picture]], object] | None = prepare
+        self._pictures: dict[int, Picture] = {}
+        self._broken: set[int] = set()
+
+    def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[Frame]]) -> list[int]:
+        """See `Session.advance`."""
+        if self._prepare is not None:
+            for i in self._samples:
+                if i in sources and i not in self._pictures:
+                    self._pictures[i] = self._read(sources[i].frame)
+            missing = [i for i in self._samples if i not in self._pictures and i not in self._broken]
+            if missing:
+                # One at a time: a request that fails then tells which frame it was.
+                return missing[:1]
+            self._prepare([self._pictures[i] for i in self._samples if i in self._pictures])
+            self._pictures.clear()
+            self._prepare = None
+        return self._session.advance(n, wanted, sources)
+
+    def render(self, n: int, output: Output) -> bool:
+        """See `Session.render`."""
+        return self._session.render(n, output)
+
+    def failed(self, frames: Sequence[int]) -> None:
+        """See `Session.failed`."""
+        if self._prepare is not None and len(frames) == 1:
+            self._broken.update(frames)
+        self._session.failed(frames)
+
+    def counters(self) -> dict[str, int]:
+        """See `Session.counters`."""
+        return self._session.counters()
