@@ -38,7 +38,7 @@ def flow_warp_kernel(
     without the way to [-1, 1] and back, which costs digits on wide frames.
 
     Why it pays, counted: an fp16 map of 64 channels at 480x270 has 16.6 MB. ``F.grid_sample`` wants the map in fp32 and
-    a grid made in seven passes, and gives a planar result that a channels-last convolution has copied first: 265 MB.
+    a grid made in seven passes, and gives a planar result that a channels-last convolution has copied first: 208 MB.
     This kernel reads map and flow once, and writes the map where the next convolution reads it: 34 MB.
 
     One program per ``PIXELS`` pixels of an item, channels in blocks of ``CHANNELS``; coordinates and sums in fp32.
