@@ -69,7 +69,7 @@ CASES = {
     ),
     "Ultra": Case(
         weights="tiny_ultra",
-        arguments={"length": 8, "tile": [48, 32]},
+        arguments={"length": 8},
         restarts=(8, 16),
         # Context of the chunks from 0, 8, 13, 14, 16 and 23 on: the rest of the scene.
         network_runs=24 + (5 + 8 + 0 + 7 + 2 + 0),

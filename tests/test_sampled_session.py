@@ -1,0 +1,83 @@
+"""The session that looks at a few frames first, over one that records what it is asked."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import pytest
+
+from vsvsr.streaming import SampledSession, Source
+
+
+class Recorder:
+    """Needs no frames but the one that is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.given_up: list[int] = []
+
+    def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[str]]) -> list[int]:
+        self.asked.append(n)
+        return [] if n in sources else [n]
+
+    def render(self, n: int, output: list[int]) -> bool:
+        output.append(n)
+        return False
+
+    def failed(self, frames: Sequence[int]) -> None:
+        self.given_up += frames
+
+    def counters(self) -> dict[str, int]:
+        return {"steps": len(self.asked)}
+
+
+class Player:
+    """Plays requests as the native plugin does: one call may ask for frames, the next one has them."""
+
+    def __init__(self, *, broken: Sequence[int] = ()) -> None:
+        self.inner = Recorder()
+        self.seen: list[list[str]] = []
+        self.fetched: list[int] = []
+        self.broken = broken
+        self.session: SampledSession[str, str, list[int]] = SampledSession(
+            self.inner, samples=(0, 4, 8), read=str.upper, prepare=self.seen.append
+        )
+
+    def get(self, n: int) -> int | None:
+        """The frame that came out; None when the request failed."""
+        sources = {n: Source(f"frame {n}")}
+        while missing := self.session.advance(n, {n}, sources):
+            if any(i in self.broken for i in missing):
+                self.session.failed(missing)
+                return None
+            self.fetched += missing
+            sources = {i: Source(f"frame {i}") for i in (*missing, n)}
+        output: list[int] = []
+        assert not self.session.render(n, output)
+        return output[0]
+
+
+def test_the_samples_are_seen_once_in_order_before_the_first_frame_is_made() -> None:
+    player = Player()
+    assert [player.get(n) for n in (4, 2, 0)] == [4, 2, 0]
+    assert player.seen == [["FRAME 0", "FRAME 4", "FRAME 8"]]
+    assert player.fetched == [0, 8]
+    assert player.inner.asked == [4, 2, 0]
+    assert player.session.counters() == {"steps": 3}
+
+
+def test_a_sample_that_cannot_be_had_is_left_out_from_the_next_request_on() -> None:
+    player = Player(broken=[8])
+    assert [player.get(n) for n in (3, 3, 5)] == [None, 3, 5]
+    assert player.seen == [["FRAME 0", "FRAME 4"]]
+    assert player.inner.given_up == [8]
+
+
+def test_what_goes_wrong_with_the_samples_reaches_every_request() -> None:
+    def refuse(samples: list[str]) -> None:
+        raise RuntimeError(f"{len(samples)} samples are not enough")
+
+    session: SampledSession[str, str, list[int]] = SampledSession(
+        Recorder(), samples=(1,), read=str.upper, prepare=refuse
+    )
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="1 samples are not enough"):
+            session.advance(1, {1}, {1: Source("frame 1")})
