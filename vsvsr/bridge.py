@@ -1,8 +1,10 @@
 """The only module that the native plugin calls. Plain values in, plain values out."""
 
 import atexit
+import gc
 import importlib.metadata
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -41,13 +43,13 @@ class FilterInstance:
             index: Source(Planes(self._clip.height, self._clip.width, self._dtype, places), bool(cut))
             for index, cut, places in frames
         }
-        return self._worker.run(lambda: self._session.advance(n, wanted, sources))
+        return self._run(lambda: self._session.advance(n, wanted, sources))
 
     def render(self, n: int, places: Places) -> int:
         """Write frame ``n``; returns 1 when it is approximate."""
         height, width = self._clip.height * self._scale, self._clip.width * self._scale
         output = Planes(height, width, self._dtype, places)
-        return int(self._worker.run(lambda: self._session.render(n, output)))
+        return int(self._run(lambda: self._session.render(n, output)))
 
     def failed(self, frames: list[int]) -> None:
         """One of these frames of the source could not be had."""
@@ -56,6 +58,34 @@ class FilterInstance:
     def counters(self) -> list[tuple[str, int]]:
         """What has been done so far, by name."""
         return list(self._worker.run(self._session.counters).items())
+
+    def __del__(self) -> None:
+        # What lies on the device is let go by the device's own thread, which then gives the memory back.
+        self._worker.post(partial(_free, [self.__dict__.pop("_session")]))
+
+    def _run[Result](self, function: Callable[[], Result]) -> Result:
+        """Run on the device's thread; where its memory runs out, give back what is unused, and try once more."""
+        try:
+            return self._worker.run(function)
+        except torch.OutOfMemoryError:
+            pass  # out of here first: the error's traceback holds the tensors that were too many
+        self._worker.run(_give_back)
+        try:
+            return self._worker.run(function)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                "the device's memory is used up; give a smaller tile or state_cache, or close what else uses it"
+            ) from None
+
+
+def _free(sessions: list[object]) -> None:
+    sessions.clear()
+    torch.cuda.empty_cache()
+
+
+def _give_back() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def open_filter(

@@ -23,15 +23,25 @@ class Planes:
     dtype: torch.dtype
     places: tuple[tuple[int, int], ...]
 
+    @property
+    def pitch(self) -> int:
+        """Pixels from one row to the next, in every plane: VapourSynth gives planes of one size one stride."""
+        return self.places[0][1] // self.dtype.itemsize
+
     def views(self) -> tuple[Tensor, ...]:
         """A tensor ``(height, width)`` on each plane's own memory; keep none beyond the call that gave the planes."""
-        return tuple(self._view(address, stride) for address, stride in self.places)
+        size = (self.height, self.width)
+        strides = (stride // self.dtype.itemsize for _, stride in self.places)
+        return tuple(rows.as_strided(size, (pitch, 1)) for rows, pitch in zip(self.rows(), strides, strict=True))
 
-    def _view(self, address: int, stride: int) -> Tensor:
-        pitch = stride // self.dtype.itemsize
+    def rows(self) -> tuple[Tensor, ...]:
+        """Each plane's own memory from its first to its last pixel ``(n,)``, what lies between rows included."""
+        return tuple(self._rows(address, stride // self.dtype.itemsize) for address, stride in self.places)
+
+    def _rows(self, address: int, pitch: int) -> Tensor:
         count = pitch * (self.height - 1) + self.width
         memory = (ctypes.c_char * (count * self.dtype.itemsize)).from_address(address)
-        return torch.frombuffer(memory, dtype=self.dtype, count=count).as_strided((self.height, self.width), (pitch, 1))
+        return torch.frombuffer(memory, dtype=self.dtype, count=count)
 
 
 def read(planes: Planes, device: torch.device, dtype: torch.dtype) -> Tensor:

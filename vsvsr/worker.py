@@ -34,11 +34,15 @@ class Worker:
     """One daemon thread: cuDNN plans and CUDA graphs belong to a thread, and two busy CPU teams slow each other down.
 
     Started when the first filter of a device is created: a thread started while the interpreter shuts down fails.
+
+    Args:
+        device: that all its jobs use.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._jobs: queue.SimpleQueue[_Job[object]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        threading.Thread(target=self._work, name=f"vsvsr {device}", daemon=True).start()
 
     def run[Result](self, function: Callable[[], Result]) -> Result:
         """Call ``function`` on the thread, wait, and return or raise what it did."""
@@ -46,7 +50,14 @@ class Worker:
         self._jobs.put(cast("_Job[object]", job))
         return job.result()
 
+    def post(self, function: Callable[[], object]) -> None:
+        """Have ``function`` called on the thread, behind all jobs before, without waiting."""
+        self._jobs.put(_Job(function))
+
     def _work(self) -> None:
+        if self._device.type == "cuda":
+            # Kernels, streams and graphs go to the thread's current device.
+            torch.cuda.set_device(self._device)
         with torch.inference_mode():
             while True:
                 self._jobs.get().run()
@@ -58,5 +69,5 @@ _workers: dict[torch.device, Worker] = {}
 def worker_of(device: torch.device) -> Worker:
     """The thread of ``device``, shared by all filters on it."""
     if device not in _workers:
-        _workers[device] = Worker(f"vsvsr {device}")
+        _workers[device] = Worker(device)
     return _workers[device]

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from vsvsr.filters.clip import Clip
+from vsvsr.filters.fitting import fit_tiles
 from vsvsr.filters.opened import Opened
 from vsvsr.filters.settings import ChunkedSettings
-from vsvsr.filters.tiling import TileGrid, Write, write_frame
-from vsvsr.frames import Planes, read
+from vsvsr.filters.tiling import TileGrid
+from vsvsr.frames import Planes
 from vsvsr.streaming import ChunkedSession
+from vsvsr.transfer import Write, transfer
+from vsvsr.worker import worker_of
 
 
 class Chunks(Protocol):
@@ -41,11 +44,12 @@ class ChunkedNetwork:
         self._device = device
         self._dtype = dtype
         self._tiles = tiles
+        self._transfer = transfer(device, dtype)
         self._result_size = result_size
 
     def read(self, frame: Planes) -> Tensor:
         """See `ChunkModel.read`."""
-        return self._tiles.pad(read(frame, self._device, self._dtype))
+        return self._tiles.pad(self._transfer.read(frame))
 
     def run(self, pictures: Sequence[Tensor], emit: range, first: int) -> Iterator[tuple[Write, ...]]:
         """See `ChunkModel.run`."""
@@ -54,7 +58,14 @@ class ChunkedNetwork:
 
     def render(self, result: tuple[Write, ...], output: Planes) -> None:
         """See `ChunkModel.render`."""
-        write_frame(partial(self._tiles.write, result), output.views(), self._device)
+        self._transfer.write(partial(self._tiles.write, result), output)
+
+    def rehearse(self, width: int, height: int) -> None:
+        """Run three black frames: what the device's memory is too small for, it is too small for now."""
+        black = self._tiles.pad(torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device))
+        picture = black.new_empty((3, 4 * height, 4 * width))
+        for result in self.run([black] * 3, range(3), 0):
+            self._tiles.write(result, picture.unbind())
 
     def size(self, result: tuple[Write, ...]) -> int:
         """See `ChunkModel.size`."""
@@ -70,9 +81,16 @@ def open_chunked(
     chunks: Chunks, settings: ChunkedSettings, clip: Clip, device: torch.device, dtype: torch.dtype, result_size: int
 ) -> Opened:
     """The streaming session of a x4 network that takes frames of any size; see `ChunkedNetwork` for the arguments."""
-    tiles = TileGrid(clip.width, clip.height, settings.tile, settings.tile_pad, smallest=16, scale=4)
+
+    def open_model(tile: Sequence[int]) -> ChunkedNetwork:
+        tiles = TileGrid(clip.width, clip.height, tile, settings.tile_pad, smallest=16, scale=4)
+        model = ChunkedNetwork(chunks, device, dtype, tiles, result_size)
+        if device.type != "cpu":
+            worker_of(device).run(partial(model.rehearse, clip.width, clip.height))
+        return model
+
     session = ChunkedSession(
-        ChunkedNetwork(chunks, device, dtype, tiles, result_size),
+        fit_tiles(settings.tile, clip, open_model),
         frames=clip.frames,
         length=settings.length,
         overlap=settings.overlap,

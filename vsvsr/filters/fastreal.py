@@ -20,22 +20,34 @@ DEFAULT_MODEL = "fastreal-compact-x4"
 
 def create(settings: FastRealSettings, clip: Clip) -> "Opened":
     """Load the network and make its streaming session."""
+    from collections.abc import Sequence
+    from functools import partial
+
+    from vsvsr.filters.fitting import fit_tiles
     from vsvsr.filters.opened import Opened, choose_device, compute_type, find_weights
     from vsvsr.filters.recurrent_network import RecurrentNetwork
     from vsvsr.filters.tiling import TileGrid
     from vsvsr.models.fastreal import load_fastreal
     from vsvsr.streaming import RecurrentSession, Segments
+    from vsvsr.worker import worker_of
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip, device)
     network = load_fastreal(find_weights("FastReal", settings, DEFAULT_MODEL)).to(device)
     if dtype.itemsize == 2:
         network.half()
-    tiles = TileGrid(
-        clip.width, clip.height, settings.tile, settings.tile_pad, smallest=network.min_side, scale=network.scale
-    )
+
+    def open_model(tile: Sequence[int]) -> RecurrentNetwork:
+        tiles = TileGrid(
+            clip.width, clip.height, tile, settings.tile_pad, smallest=network.min_side, scale=network.scale
+        )
+        model = RecurrentNetwork(network, device, dtype, tiles)
+        if device.type != "cpu":
+            worker_of(device).run(partial(model.rehearse, clip.width, clip.height))
+        return model
+
     session = RecurrentSession(
-        RecurrentNetwork(network, device, dtype, tiles),
+        fit_tiles(settings.tile, clip, open_model),
         Segments(length=settings.segment, warmup=settings.warmup),
         budget=settings.state_cache * 1_000_000,
         preview=settings.preview,

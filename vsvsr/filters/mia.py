@@ -37,8 +37,8 @@ def create(settings: MIASettings, clip: Clip) -> "Opened":
 
     from vsvsr.filters.chunked_network import offloads, open_chunked
     from vsvsr.filters.opened import choose_device, compute_type, find_weights
-    from vsvsr.filters.tiling import Write
     from vsvsr.models.mia import load, refreshing_gate, threshold_gate
+    from vsvsr.transfer import Write
 
     if not settings.model_path and not settings.model:
         raise UserError(

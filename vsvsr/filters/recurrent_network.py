@@ -8,12 +8,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vsvsr.filters.tiling import TileGrid, write_frame
-from vsvsr.frames import Planes, read
+from vsvsr.filters.tiling import TileGrid
+from vsvsr.frames import Planes
+from vsvsr.step_graph import StepGraph
+from vsvsr.transfer import transfer
 
 
 class Network(Protocol):
     """What a unidirectional recurrent network offers; frames ``(1, 3, h, w)``, states ``(1, c, h, w)``."""
+
+    @property
+    def scale(self) -> int:
+        """Output pixels per input pixel in each direction."""
+        ...
 
     def propagate(self, frame: Tensor, previous: Tensor | None, hidden: Tensor | None) -> Tensor:
         """The next hidden state; from None the recurrence starts cold."""
@@ -55,21 +62,35 @@ class RecurrentNetwork:
         self._device = device
         self._dtype = dtype
         self._tiles = tiles
+        self._transfer = transfer(device, dtype)
+        self._next = StepGraph(network.propagate) if device.type == "cuda" else network.propagate
 
     def step(self, state: NetworkState | None, frame: Planes) -> NetworkState:
         """See `RecurrentModel.step`."""
-        current = self._tiles.pad(read(frame, self._device, self._dtype)).contiguous(memory_format=torch.channels_last)
+        return self._step(state, self._transfer.read(frame))
+
+    def render(self, state: NetworkState, output: Planes) -> None:
+        """See `RecurrentModel.render`."""
+        self._transfer.write(partial(self._write, state), output)
+
+    def rehearse(self, width: int, height: int) -> None:
+        """Run everything once on black frames: what the device's memory is too small for, it is too small for now."""
+        black = torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device)
+        state = self._step(self._step(None, black), black)
+        scale = self._network.scale
+        self._write(state, black.new_empty((3, height * scale, width * scale)).unbind())
+
+    def _step(self, state: NetworkState | None, frame: Tensor) -> NetworkState:
+        current = self._tiles.pad(frame).contiguous(memory_format=torch.channels_last)
         parts = self._tiles.cut(current)
         if state is None:
             return NetworkState(current, tuple(self._network.propagate(part, None, None) for part in parts))
         before = zip(parts, self._tiles.cut(state.frame), state.hidden, strict=True)
-        return NetworkState(current, tuple(self._network.propagate(*arguments) for arguments in before))
+        return NetworkState(current, tuple(self._next(*arguments) for arguments in before))
 
-    def render(self, state: NetworkState, output: Planes) -> None:
-        """See `RecurrentModel.render`."""
+    def _write(self, state: NetworkState, planes: Sequence[Tensor]) -> None:
         pairs = zip(state.hidden, self._tiles.cut(state.frame), strict=True)
-        parts = [partial(self._network.render, hidden, frame) for hidden, frame in pairs]
-        write_frame(partial(self._tiles.write, parts), output.views(), self._device)
+        self._tiles.write([partial(self._network.render, hidden, frame) for hidden, frame in pairs], planes)
 
     def size(self, state: NetworkState) -> int:
         """See `RecurrentModel.size`."""

@@ -1,15 +1,14 @@
 """Spatial tiles: where they lie, and how they are blended where they overlap."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-type Write = Callable[[Sequence[Tensor]], None]
-"""Writes the top left of a picture into three 2-D tensors of one size."""
+from vsvsr.transfer import Write
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def attention_weights(query: Tensor, key_copies: list[Tensor], mix: Tensor) -> T
 def member_filters(kernels: Tensor, mix: Tensor) -> Tensor:
     """The filter of each member of the pool: ``(members, k, k)`` fp32; arguments as in ``hidden_state_attention``."""
     unfiltered = torch.zeros_like(kernels[:1], dtype=torch.float32)
-    unfiltered[:, kernels.shape[1] // 2, kernels.shape[2] // 2] = 1.0
+    unfiltered[:, kernels.shape[1] // 2, kernels.shape[2] // 2].fill_(1.0)
     return torch.einsum("ij,jyx->iyx", mix.float(), torch.cat((unfiltered, kernels.float())))
 
 

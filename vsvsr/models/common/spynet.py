@@ -70,7 +70,8 @@ class SPyNet(nn.Module):
             warped = flow_warp(supp, flow, padding="border")
             flow = flow + level(torch.cat((ref, warped, flow), dim=1))
         flow = self._resize(flow, (height, width))
-        return flow * flow.new_tensor((width / size[1], height / size[0])).view(1, 2, 1, 1)
+        # Plain numbers: a tensor would have to be brought from the host, which a CUDA graph cannot hold.
+        return torch.cat((flow[:, :1] * (width / size[1]), flow[:, 1:] * (height / size[0])), dim=1)
 
     def _normalise(self, image: Tensor) -> Tensor:
         return (image - self.mean) / self.std

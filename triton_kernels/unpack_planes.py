@@ -1,0 +1,68 @@
+"""VapourSynth's planes to a frame as convolutions read it, in CUDA C by way of CuPy."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TYPES = {torch.float32: "float", torch.float16: "Half"}
+
+CONVERSIONS = r"""
+struct Half { unsigned short bits; };
+__device__ float load(float x) { return x; }
+__device__ float load(Half x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
+__device__ void store(float *to, float x) { *to = x; }
+__device__ void store(Half *to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(x)); }
+"""
+"""Written out, so that no header has to be found. To half precision: nearest, ties to even, infinite beyond 65504."""
+
+KERNEL = r"""
+// One thread a pixel: rows are read as they lie, the three channels of a pixel are written next to each other.
+extern "C" __global__ void unpack_planes(const SOURCE *planes, RESULT *frame, int height, int width, int pitch)
+{
+    const long long pixel = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (pixel >= (long long)height * width)
+        return;
+    const long long place = pixel / width * pitch + pixel % width;
+    for (int channel = 0; channel < 3; channel++)
+        store(&frame[pixel * 3 + channel], load(planes[(long long)channel * height * pitch + place]));
+}
+"""
+
+THREADS = 256
+
+
+def source(planes: torch.dtype, frame: torch.dtype) -> str:
+    """The kernel in CUDA C for planes and a frame of these types."""
+    return f"{CONVERSIONS}#define SOURCE {TYPES[planes]}\n#define RESULT {TYPES[frame]}\n{KERNEL}"
+
+
+@cache
+def _kernel(planes: torch.dtype, frame: torch.dtype) -> Any:
+    import cupy
+
+    return cupy.RawKernel(source(planes, frame), "unpack_planes")
+
+
+def unpack_planes(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Launch the kernel on torch's current stream.
+
+    Args:
+        planes: rows with their padding ``(3, h, pitch)``, contiguous, fp32 or fp16.
+        width: pixels of a row that belong to the picture.
+        dtype: of the result, fp32 or fp16.
+
+    Returns:
+        ``(1, 3, h, width)``, channels last.
+    """
+    import cupy
+
+    _, height, pitch = planes.shape
+    frame = planes.new_empty((1, height, width, 3), dtype=dtype)
+    stream = torch.cuda.current_stream(planes.device).cuda_stream
+    with cupy.cuda.Device(planes.device.index), cupy.cuda.ExternalStream(stream):
+        arguments = cupy.from_dlpack(planes), cupy.from_dlpack(frame)
+        sizes = (cupy.int32(size) for size in (height, width, pitch))
+        _kernel(planes.dtype, dtype)((-(-height * width // THREADS),), (THREADS,), (*arguments, *sizes))
+    return frame.permute(0, 3, 1, 2)
