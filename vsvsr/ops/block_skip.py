@@ -94,7 +94,7 @@ class TileGrid:
         self.rows, self.columns = -(-height // tile), -(-width // tile)
         self.count = n * self.rows * self.columns
         self._gather, _ = self._tables(2, device)
-        self._inside = self._tables(1, device)[1].to(torch.float32)
+        self._inside = self._tables(1, device)[1]
         self._scatter, _ = self._tables(0, device)
 
     def _tables(self, halo: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -118,6 +118,16 @@ class TileGrid:
         """Pixels as maps ``(n, c, h, w)``, channels last, sharing memory."""
         return pixels[:-1].view(self.n, self.height, self.width, -1).permute(0, 3, 1, 2)
 
+    def gather(self, pixels: Tensor, tiles: Tensor) -> Tensor:
+        """The listed tiles ``(k,)`` with a halo of 2: ``(k, c, tile + 4, tile + 4)``, channels last."""
+        side = self.tile + 4
+        rows = pixels.index_select(0, self._gather[tiles].flatten())
+        return rows.view(-1, side, side, pixels.shape[1]).permute(0, 3, 1, 2)
+
+    def inside(self, tiles: Tensor) -> Tensor:
+        """Which pixels of the listed tiles with a halo of 1 lie in the frame: ``(k, tile + 2, tile + 2)``."""
+        return self._inside[tiles]
+
     def block_skip_(self, x: Tensor, held: Tensor, block: BlockWeights, tiles: Tensor) -> None:
         """``block_skip_reference`` on pixels, in place: ``held`` becomes the residual, ``x`` gets it added.
 
@@ -137,12 +147,8 @@ class TileGrid:
             weights = (block.weight1, block.bias1, block.weight2, block.bias2)
             fused_block_residual(x, held, *weights, tiles, self.height, self.width, self.tile)
         elif len(tiles) > 0:
-            side = self.tile + 4
-            gathered = (
-                x.index_select(0, self._gather[tiles].flatten()).view(-1, side, side, x.shape[1]).permute(0, 3, 1, 2)
-            )
-            hidden = F.relu_(F.conv2d(gathered, block.weight1, block.bias1))
-            hidden *= self._inside[tiles, None].to(hidden.dtype)
+            hidden = F.relu_(F.conv2d(self.gather(x, tiles), block.weight1, block.bias1))
+            hidden *= self.inside(tiles)[:, None]
             residual = F.conv2d(hidden, block.weight2, block.bias2).permute(0, 2, 3, 1).flatten(0, 2)
             held.index_copy_(0, self._scatter[tiles].flatten(), residual)
             held[-1] = 0

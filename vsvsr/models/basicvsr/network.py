@@ -41,7 +41,8 @@ class BasicVSR(PixelShuffleHead):
         """RGB in [0, 1], ``(n, t, 3, h, w)`` to ``(n, t, 3, 4h, 4w)``, not clamped; sides of at least 33."""
         frames = clip.unbind(1)
         passes = self.passes(frames, range(len(frames)))
-        return torch.stack([self.reconstruct(x, frame) for x, frame in zip(passes, frames, strict=True)], dim=1)
+        pairs = zip(passes, frames, strict=True)
+        return torch.stack([self.reconstruct(self.fuse(states), frame) for states, frame in pairs], dim=1)
 
     @torch.no_grad()
     def chunk(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Write]:
@@ -61,8 +62,8 @@ class BasicVSR(PixelShuffleHead):
         """
         height, width = frames[0].shape[-2:]
         passes = self.passes([extend(frame) for frame in frames], emit, offload=offload)
-        for i, features in zip(emit, passes, strict=True):
-            yield partial(self.render, features[..., :height, :width], frames[i])
+        for i, states in zip(emit, passes, strict=True):
+            yield partial(self.render, self.fuse(states)[..., :height, :width], frames[i])
 
     def upscale(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Tensor]:
         """``chunk`` with ``(3, h, w)`` frames, into fresh tensors ``(3, 4h, 4w)``, not clamped."""
@@ -75,7 +76,7 @@ class BasicVSR(PixelShuffleHead):
     def passes(
         self, frames: Sequence[Tensor], emit: range, *, split: Split | None = None, offload: bool = False
     ) -> Iterator[Tensor]:
-        """Both passes over ``frames`` ``(n, 3, h, w)``, and the fusion: ``(n, 64, h, w)`` for each frame of ``emit``.
+        """Both passes over ``frames`` ``(n, 3, h, w)``: their states ``(n, 128, h, w)`` for each frame of ``emit``.
 
         Flows are those of whole frames; with ``split`` everything else runs on what it makes of frames and flows.
         """
@@ -89,8 +90,11 @@ class BasicVSR(PixelShuffleHead):
         for i in range(emit.stop):
             state = self.step(trunk, frames[i], frames[i - 1] if state is not None else None, state, split)
             if i in emit:
-                both = torch.cat((kept.pop().to(state.device), state), dim=1)
-                yield F.leaky_relu(self.fusion(both), 0.1)
+                yield torch.cat((kept.pop().to(state.device), state), dim=1)
+
+    def fuse(self, states: Tensor) -> Tensor:
+        """The states of both passes ``(n, 128, h, w)`` to the features of the picture ``(n, 64, h, w)``."""
+        return F.leaky_relu(self.fusion(states), 0.1)
 
     def step(
         self, trunk: Trunk, frame: Tensor, previous: Tensor | None, state: Tensor | None, split: Split | None = None

@@ -43,18 +43,31 @@ class PixelShuffleHead(nn.Module):
             frame: the LR frame, ``(1, 3, h, w)``.
             planes: R, G and B, each ``(4h, 4w)`` with any strides, type and device.
         """
-        height, width = frame.shape[-2:]
+        height = frame.shape[-2]
         base = F.interpolate(frame, scale_factor=4, mode="bilinear", align_corners=False)[0]
-        rows = max(_BAND.get(frame.device.type, _BAND_ELSEWHERE) // width, 1)
+        rows = self._band_rows(features)
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
-            band = self._band(features, top, bottom)
-            for plane, detail, smooth in zip(planes, band, base[:, 4 * top : 4 * bottom], strict=True):
-                target = plane[4 * top : 4 * bottom]
-                if target.device == detail.device:
-                    torch.add(detail, smooth, out=target)
-                else:
-                    target.copy_(detail + smooth)
+            part = slice(4 * top, 4 * bottom)
+            _add(self._band(features, top, bottom), base[:, part], [plane[part] for plane in planes])
+
+    @staticmethod
+    @torch.no_grad()
+    def add_base(detail: Tensor, frame: Tensor, planes: Sequence[Tensor]) -> None:
+        """The rest of `render` where its ``detail`` is known already."""
+        base = F.interpolate(frame, scale_factor=4, mode="bilinear", align_corners=False)[0]
+        _add(detail, base, planes)
+
+    def detail(self, features: Tensor) -> Tensor:
+        """What `render` adds to the enlarged frame, ``(3, 4h, 4w)``, made band by band as well."""
+        height = features.shape[-2]
+        rows = self._band_rows(features)
+        bands = [self._band(features, top, min(top + rows, height)) for top in range(0, height, rows)]
+        return torch.cat(bands, dim=1)
+
+    @staticmethod
+    def _band_rows(features: Tensor) -> int:
+        return max(_BAND.get(features.device.type, _BAND_ELSEWHERE) // features.shape[-1], 1)
 
     def _band(self, features: Tensor, top: int, bottom: int) -> Tensor:
         """LR rows ``top`` to ``bottom`` of the reconstruction without its base: ``(3, 4 (bottom - top), 4w)``.
@@ -71,3 +84,12 @@ class PixelShuffleHead(nn.Module):
                 x = F.leaky_relu_(F.pixel_shuffle(x, shuffle) if shuffle > 1 else x, 0.1)
                 start, stop, height = start * shuffle, stop * shuffle, height * shuffle
         return x[0, :, 4 * top - start : 4 * bottom - start]
+
+
+def _add(detail: Tensor, base: Tensor, planes: Sequence[Tensor]) -> None:
+    """Write ``detail + base``, both ``(3, h, w)``, into three planes of any strides, type and device."""
+    for plane, above, below in zip(planes, detail, base, strict=True):
+        if plane.device == above.device:
+            torch.add(above, below, out=plane)
+        else:
+            plane.copy_(above + below)

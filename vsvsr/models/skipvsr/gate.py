@@ -20,6 +20,11 @@ class Tally:
     executed: int = 0
     total: int = 0
 
+    def add(self, executed: int, total: int) -> None:
+        """Count one block, or one head."""
+        self.executed += executed
+        self.total += total
+
     @property
     def fraction(self) -> float:
         return self.executed / max(self.total, 1)
@@ -50,15 +55,43 @@ def block_weights(block: ResidualBlock) -> BlockWeights:
     return BlockWeights(block.conv1.weight, biases[0], block.conv2.weight, biases[1])
 
 
+def expand(active: Tensor, side: int, size: torch.Size) -> Tensor:
+    """A decision per tile ``(n, rows, columns)`` as one per pixel ``(n, h, w)``; tiles have ``side`` pixels."""
+    pixels = active.repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return pixels[:, : size[0], : size[1]]
+
+
+class TileGate:
+    """Decides which tiles changed enough since they ran last.
+
+    ``E = 1 - sigmoid(W g(|now - reference|) + b)`` with ``g`` the average over the tile (eq. 5 and 6 of the paper); a
+    tile runs where ``E >= threshold``.
+    """
+
+    def __init__(self, estimator: nn.Linear, threshold: float, tile: int) -> None:
+        # Confidences near the threshold shall not depend on the precision of the network.
+        self._weight, self._bias = estimator.weight.float(), estimator.bias.float()
+        self._threshold, self._tile = threshold, tile
+
+    def __call__(self, samples: Tensor, reference: Tensor) -> Tensor:
+        """Which tiles run, bool ``(n, rows, columns)``; samples are those of `sample`."""
+        change = tile_mean((samples - reference).abs_(), self._tile)
+        execution = torch.sigmoid(-F.linear(change, self._weight, self._bias))
+        return (execution[..., 0] >= self._threshold) & (self._threshold < 1)
+
+    def move(self, reference: Tensor, samples: Tensor, active: Tensor) -> Tensor:
+        """The reference for later frames: ``samples`` in active tiles."""
+        return torch.where(expand(active, self._tile // SAMPLE, samples.shape[1:3])[..., None], samples, reference)
+
+
 class GatedTrunk:
     """A trunk that remembers earlier frames of one pass and skips what they can stand in for.
 
-    For block ``m`` with input ``h`` and a tile, ``E = 1 - sigmoid(W g(|h - reference|) + b)`` with ``g`` the average
-    over the tile (eq. 5 and 6 of the paper). The block runs where ``E >= threshold``. Elsewhere
+    Where the gate does not ask for block ``m``, given its input,
 
-    * ``hold=True``: its last residual in that tile is added again; ``reference`` is the input that gave it, so that
-      slow changes add up until the block runs;
-    * ``hold=False``: the tile passes unchanged, as in the paper; ``reference`` is the input in the previous frame.
+    * ``hold=True``: its last residual in that tile is added again; the gate's reference is the input that gave it, so
+      that slow changes add up until the block runs;
+    * ``hold=False``: the tile passes unchanged, as in the paper; the reference is the input in the previous frame.
 
     The first frame runs everywhere, and so does a block that would run on most tiles.
     """
@@ -66,8 +99,7 @@ class GatedTrunk:
     def __init__(
         self,
         trunk: ResidualBlocksWithInputConv,
-        estimator: nn.Linear,
-        threshold: float,
+        gate: TileGate,
         tile: int,
         hold: bool,
         tally: Tally,
@@ -76,14 +108,17 @@ class GatedTrunk:
         self._entry = nn.Sequential(head, activation)
         assert isinstance(blocks, nn.Sequential)
         self._blocks = [block_weights(block) for block in blocks if isinstance(block, ResidualBlock)]
-        self._estimator, self._threshold, self._tile, self._hold, self._tally = estimator, threshold, tile, hold, tally
+        self._gate, self._tile, self._hold, self._tally = gate, tile, hold, tally
         self._grid: TileGrid | None = None
         self._references: list[Tensor] = []
         self._held: list[Tensor] = []
+        self._entry_held: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         entry = self._entry(x)
         first = self._grid is None
+        if self._hold:
+            entry = self._hold_entry(entry)
         if self._grid is None:
             self._grid = TileGrid(len(x), x.shape[2], x.shape[3], self._tile, x.device)
             self._everywhere = torch.arange(self._grid.count, device=x.device)
@@ -98,28 +133,34 @@ class GatedTrunk:
                     self._held.append(torch.zeros_like(pixels))
             else:
                 tiles = self._choose(m, samples)
-            self._tally.executed += len(tiles)
-            self._tally.total += grid.count
+            self._tally.add(len(tiles), grid.count)
             held = self._held[m if self._hold else 0]
             if not self._hold:
                 held.zero_()
             grid.block_skip_(pixels, held, block, tiles)
         return grid.image(pixels)
 
+    def _hold_entry(self, entry: Tensor) -> Tensor:
+        """The entry with its unchanged tiles replaced by those of earlier frames, so that a resting tile stays at rest.
+
+        Flow between equal pictures is not quite zero: each warp would move a held state a little further.
+        """
+        samples = sample(entry)
+        if self._entry_held is not None:
+            active = self._gate(samples, sample(self._entry_held))
+            entry = torch.where(expand(active, self._tile, entry.shape[2:])[:, None], entry, self._entry_held)
+        self._entry_held = entry
+        return entry
+
     def _choose(self, m: int, samples: Tensor) -> Tensor:
         """Numbers of the tiles where block ``m`` runs; moves its reference."""
-        change = tile_mean((samples - self._references[m]).abs(), self._tile)
-        execution = torch.sigmoid(-F.linear(change, self._estimator.weight.float(), self._estimator.bias.float()))
-        active = (execution[..., 0] >= self._threshold) & (self._threshold < 1)
+        active = self._gate(samples, self._references[m])
         tiles = active.flatten().nonzero()[:, 0]
         if len(tiles) > DENSE_FRACTION * active.numel():
             # Running everywhere costs no more.
             tiles = self._everywhere
         if self._hold and len(tiles) < active.numel():
-            side = self._tile // SAMPLE
-            moved = active.repeat_interleave(side, 1).repeat_interleave(side, 2)
-            moved = moved[:, : samples.shape[1], : samples.shape[2], None]
-            self._references[m] = torch.where(moved, samples, self._references[m])
+            self._references[m] = self._gate.move(self._references[m], samples, active)
         else:
             self._references[m] = samples
         return tiles

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vsvsr.models.basicvsr.network import CHANNELS, BasicVSR, Direction, Trunk, Write
 from vsvsr.models.common.padding import extend
-from vsvsr.models.skipvsr.gate import GatedTrunk, Tally
+from vsvsr.models.skipvsr.gate import GatedTrunk, Tally, TileGate
+from vsvsr.models.skipvsr.head import GatedHead
 from vsvsr.models.skipvsr.patches import PatchGrid
 
 Mode = Literal["frame", "patch"]
@@ -28,7 +29,8 @@ class SkipVSR(BasicVSR):
         threshold: blocks run where the execution confidence is at least this, 0 (always: BasicVSR, bit for bit)
             to 1 (never, but for the first frame of each pass).
         mode: frame or patch.
-        hold: whether a skipped block adds its last residual again; else it is passed by, as in the paper.
+        hold: whether a skipped block adds its last residual again; else it is passed by, as in the paper. In frame
+            mode the head is then gated as well: tiles whose features did not change keep the detail it added last.
     """
 
     kappa: Tensor
@@ -37,7 +39,7 @@ class SkipVSR(BasicVSR):
     def __init__(self, *, threshold: float = 0.0, mode: Mode = "frame", hold: bool = True) -> None:
         super().__init__()
         self.threshold, self.mode, self.hold = threshold, mode, hold
-        self.tally = Tally()
+        self.tally, self.head_tally = Tally(), Tally()
         self.estimator_backward = nn.Linear(CHANNELS, 1)
         self.estimator_forward = nn.Linear(CHANNELS, 1)
         self.register_buffer("kappa", torch.zeros(()))
@@ -54,21 +56,39 @@ class SkipVSR(BasicVSR):
         trunk = self.backward_trunk if direction == "backward" else self.forward_trunk
         if self.threshold == 0:
             return trunk
-        estimator = self.estimator_backward if direction == "backward" else self.estimator_forward
         tile = PatchGrid.SIDE if self.mode == "patch" else FRAME_TILE
-        return GatedTrunk(trunk, estimator, self.threshold, tile, self.hold, self.tally)
+        return GatedTrunk(trunk, self._gate(direction, tile), tile, self.hold, self.tally)
+
+    def _gate(self, direction: Direction, tile: int) -> TileGate:
+        estimator = self.estimator_backward if direction == "backward" else self.estimator_forward
+        return TileGate(estimator, self.threshold, tile)
 
     @torch.no_grad()
     def chunk(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Write]:
-        if self.mode == "frame":
+        if self.mode == "patch":
+            yield from self._patches(frames, emit, offload)
+        elif self.threshold > 0 and self.hold:
+            yield from self._gated(frames, emit, offload)
+        else:
             yield from super().chunk(frames, emit, offload=offload)
-            return
+
+    def _gated(self, frames: Sequence[Tensor], emit: range, offload: bool) -> Iterator[Write]:
+        """Frame mode with a gate in front of the head as well; a result holds ``192 h w`` bytes."""
+        height, width = frames[0].shape[-2:]
+        gates = [self._gate("backward", FRAME_TILE), self._gate("forward", FRAME_TILE)]
+        head = GatedHead(self, gates, FRAME_TILE, self.head_tally)
+        passes = self.passes([extend(frame) for frame in frames], emit, offload=offload)
+        for i, states in zip(emit, passes, strict=True):
+            detail = head(states[..., :height, :width], self.fuse(states)[..., :height, :width])
+            yield partial(self.add_base, detail, frames[i])
+
+    def _patches(self, frames: Sequence[Tensor], emit: range, offload: bool) -> Iterator[Write]:
         extended = [extend(frame) for frame in frames]
         height, width = extended[0].shape[-2:]
         grid = PatchGrid(height, width, frames[0].device)
         passes = self.passes(extended, emit, split=grid.split, offload=offload)
-        for i, features in zip(emit, passes, strict=True):
-            yield partial(self._render_patches, features, extended[i], grid)
+        for i, states in zip(emit, passes, strict=True):
+            yield partial(self._render_patches, self.fuse(states), extended[i], grid)
 
     @torch.no_grad()
     def _render_patches(self, features: Tensor, frame: Tensor, grid: PatchGrid, planes: Sequence[Tensor]) -> None:
