@@ -20,6 +20,7 @@ from vsvsr.models.mia.block import MaskedBlock
 from vsvsr.models.mia.gates import MaskSite
 from vsvsr.models.skipvsr import SkipVSR
 from vsvsr.models.skipvsr.gate import Tally
+from vsvsr.ops import flow_warp, hidden_state_attention
 from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual
 from vsvsr.ops.flow_warp import flow_warp_reference, fused_flow_warp
 from vsvsr.ops.hidden_state_attention import (
@@ -27,7 +28,11 @@ from vsvsr.ops.hidden_state_attention import (
     hidden_state_attention_reference,
     member_filters,
 )
-from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
+from vsvsr.ops.masked_window_attention import (
+    fused_masked_window_attention,
+    kept_positions,
+    masked_window_attention_reference,
+)
 
 type Compare = Callable[..., None]
 """Takes a network and the names of the operations that shall use their kernels."""
@@ -241,6 +246,78 @@ class TestFlowWarp:
         torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
         assert len(results) == 1
         assert_untouched_outside(*results[0])
+
+
+def hidden_state_attention_arguments() -> tuple[Tensor, ...]:
+    query, key = torch.randn(2, 1, 4, 5, 6)
+    return query, key, torch.randn(1, 3, 5, 6), member_filters(*pool(3))
+
+
+def masked_window_attention_arguments() -> tuple[Tensor | int, ...]:
+    keep = torch.rand(1, 5, 6) < 0.5
+    rows = (keep.flatten().cumsum(0) - 1).to(torch.int32)
+    query, key_value = torch.randn(int(keep.sum()), 8), torch.randn(1, 3, 5, 6, 16)
+    return query, key_value, torch.randn(16), torch.randn(2, 16, 48), *kept_positions(keep, 4, 2), rows, 4, 2
+
+
+def block_residual_arguments() -> tuple[Tensor | int, ...]:
+    pixels, held = torch.randn(2, 5 * 6, 4)
+    weights = torch.randn(4, 4, 3, 3), torch.randn(4), torch.randn(4, 4, 3, 3), torch.randn(4)
+    return pixels, held, *weights, torch.tensor([0, 3]), 5, 6, 4
+
+
+def flow_warp_arguments() -> tuple[Tensor | bool, ...]:
+    return torch.randn(1, 3, 5, 6).contiguous(memory_format=torch.channels_last), torch.randn(1, 2, 5, 6), True
+
+
+class TestOperators:
+    """What ``torch.compile`` and export need of a custom operator."""
+
+    @pytest.mark.parametrize(
+        ("name", "arguments"),
+        [
+            ("hidden_state_attention", hidden_state_attention_arguments),
+            ("masked_window_attention", masked_window_attention_arguments),
+            ("block_residual", block_residual_arguments),
+            ("flow_warp", flow_warp_arguments),
+        ],
+    )
+    def test_schema_fake_form_and_dispatch_are_right(self, name: str, arguments: Callable[[], tuple[object]]) -> None:
+        torch.manual_seed(0)
+        checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+        outcome = torch.library.opcheck(getattr(torch.ops.vsvsr, name).default, arguments(), test_utils=checks)
+        assert set(outcome.values()) == {"SUCCESS"}
+
+    class Warped(torch.nn.Module):
+        """Two operators in a row, dispatch included."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernels, self.mix = pool(3)
+
+        def forward(self, query: Tensor, hidden: Tensor, flow: Tensor) -> Tensor:
+            state = flow_warp(hidden, flow)
+            return hidden_state_attention(query, state, state, self.kernels, self.mix)
+
+    @pytest.fixture
+    def example(self, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, ...]:
+        for operation in ("flow_warp", "hidden_state_attention"):
+            monkeypatch.setattr(sys.modules[f"vsvsr.ops.{operation}"], "runs_kernels", lambda *tensors: True)
+        torch.manual_seed(0)
+        query, hidden = torch.randn(2, 1, 4, 5, 6)
+        return query, hidden, torch.randn(1, 2, 5, 6)
+
+    def test_a_compiled_module_gives_the_same_in_one_graph(self, example: tuple[Tensor, ...]) -> None:
+        module = self.Warped()
+        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*example), module(*example))
+
+    def test_an_exported_module_holds_the_operators(self, example: tuple[Tensor, ...]) -> None:
+        exported = torch.export.export(self.Warped(), example)
+        called = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+        assert {"vsvsr.flow_warp.default", "vsvsr.hidden_state_attention.default"} <= called
+        torch.testing.assert_close(exported.module()(*example), self.Warped()(*example))
 
 
 class TestNetworks:

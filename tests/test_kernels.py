@@ -3,6 +3,8 @@
 No test here runs a kernel on a GPU; the one at the end does where there is one.
 """
 
+import ctypes
+import itertools
 import os
 import subprocess
 import sys
@@ -23,14 +25,17 @@ from vsvsr.ops.hidden_state_attention import (
     member_filters,
 )
 from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
+from vsvsr.ops.unpack_planes import unpack_planes, unpack_planes_reference
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 
+from vsvsr.triton_kernels import unpack_planes as unpack_planes_kernel
 from vsvsr.triton_kernels.ahead_of_time import (
     DTYPES,
     LAUNCHES,
     SHARED_MEMORY,
     Launch,
+    compile_cuda_c,
     flow_warp_launch,
     hidden_state_attention_launch,
 )
@@ -77,6 +82,72 @@ def test_other_forms_compile_without_spills(launch: Launch) -> None:
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
 def test_products_in_half_precision_run_on_the_tensor_cores(name: str, capability: int) -> None:
     assert LAUNCHES[name]("fp16").tensor_core_instructions(capability) > 0
+
+
+CUDA_C_TYPES = list(itertools.product(unpack_planes_kernel.TYPES, repeat=2))
+
+
+class TestUnpackPlanes:
+    """The kernel in CUDA C. CuPy brings it to a GPU; without one it can be compiled, and run as C++."""
+
+    @pytest.mark.parametrize("capability", SHARED_MEMORY)
+    @pytest.mark.parametrize(("planes", "frame"), CUDA_C_TYPES)
+    def test_it_compiles_without_spills(self, planes: torch.dtype, frame: torch.dtype, capability: int) -> None:
+        usage = compile_cuda_c(unpack_planes_kernel.source(planes, frame), capability)
+        assert usage.stack == 0
+        assert 0 < usage.registers <= 64
+
+    def test_what_the_compiler_objects_to_is_told(self) -> None:
+        with pytest.raises(RuntimeError, match='identifier "nonsense" is undefined'):
+            compile_cuda_c("__global__ void broken() { nonsense = 1; }", 80)
+
+    HOST = """
+    #define __global__
+    struct { unsigned x; } blockIdx, blockDim, threadIdx;
+    struct Half { _Float16 value; };
+    static float load(float x) { return x; }
+    static float load(Half x) { return x.value; }
+    static void store(float *to, float x) { *to = x; }
+    static void store(Half *to, float x) { to->value = x; }
+    """
+    LOOP = """
+    extern "C" void run(const SOURCE *planes, RESULT *frame, int height, int width, int pitch, unsigned threads)
+    {
+        blockDim.x = threads;
+        for (blockIdx.x = 0; blockIdx.x * threads < height * width; blockIdx.x++)
+            for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)
+                unpack_planes(planes, frame, height, width, pitch);
+    }
+    """
+
+    @pytest.mark.parametrize(("planes", "frame"), CUDA_C_TYPES)
+    def test_its_body_run_as_cpp_gives_the_plain_forms_result(
+        self, planes: torch.dtype, frame: torch.dtype, tmp_path: Path
+    ) -> None:
+        types = [unpack_planes_kernel.TYPES[dtype] for dtype in (planes, frame)]
+        code = f"{self.HOST}\n#define SOURCE {types[0]}\n#define RESULT {types[1]}\n"
+        (tmp_path / "kernel.cpp").write_text(code + unpack_planes_kernel.KERNEL + self.LOOP)
+        command = [os.environ.get("CXX", "c++"), "-shared", "-fPIC", "-o", "kernel.so", "kernel.cpp"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        library = ctypes.CDLL(str(tmp_path / "kernel.so"))
+        torch.manual_seed(0)
+        rows = (torch.randn(3, 7, 24) * 100).to(planes)
+        result = torch.full((7 * 19 * 3 + 8,), 12345.0, dtype=frame)
+        address = [ctypes.c_void_p(x.data_ptr()) for x in (rows, result)]
+        library.run(*address, 7, 19, 24, unpack_planes_kernel.THREADS)
+        expected = unpack_planes_reference(rows, 19, frame)
+        assert torch.equal(result[:-8].view(1, 7, 19, 3).permute(0, 3, 1, 2), expected)
+        assert bool((result[-8:] == 12345.0).all())
+
+    def test_its_fake_form_has_the_layout_of_the_plain_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vsvsr.ops.unpack_planes._has_cupy", lambda: True)
+        with FakeTensorMode(), Called() as called:
+            result = unpack_planes(torch.empty(3, 7, 24, device="cuda"), 19, torch.float16)
+            expected = unpack_planes(torch.empty(3, 7, 24), 19, torch.float16)
+        assert "vsvsr::unpack_planes" in called.names
+        assert result.stride() == expected.stride()
+        assert result.shape == expected.shape == (1, 3, 7, 19)
+        assert result.dtype == expected.dtype
 
 
 class Called(TorchDispatchMode):

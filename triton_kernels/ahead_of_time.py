@@ -94,6 +94,26 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return found["REG"], found["STACK"] + found["LOCAL"]
 
 
+def compile_cuda_c(source: str, capability: int) -> Usage:
+    """What CUDA C that needs no header takes on an NVIDIA GPU, from NVIDIA's run-time compiler.
+
+    Raises:
+        RuntimeError: the compiler's messages.
+    """
+    from cuda.bindings import nvrtc
+
+    _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernel.cu", 0, [], [])
+    failure, *_ = nvrtc.nvrtcCompileProgram(program, 1, [f"--gpu-architecture=sm_{capability}".encode()])
+    if failure != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        messages = bytes(nvrtc.nvrtcGetProgramLogSize(program)[1])
+        nvrtc.nvrtcGetProgramLog(program, messages)
+        raise RuntimeError(messages.decode())
+    cubin = bytes(nvrtc.nvrtcGetCUBINSize(program)[1])
+    nvrtc.nvrtcGetCUBIN(program, cubin)
+    registers, stack = resources(cubin)
+    return Usage(registers=registers, stack=stack, shared=0)
+
+
 def hidden_state_attention_launch(dtype: str, *, channels: int = 64, channels_last: bool = False) -> Launch:
     """Over a pool of five 5x5 filters."""
     module = hidden_state_attention
