@@ -10,6 +10,7 @@ import vapoursynth as vs
 from safetensors.torch import save_file
 
 from tests.clips import clip_path
+from tests.ultra_files import write_base_folder
 from vsvsr import weights
 from vsvsr.models.fastreal import FastRealVSR, save_fastreal
 from vsvsr.models.fastreal.config import COMPACT
@@ -76,6 +77,14 @@ def tiny_ultra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "ultra.safetensors"
     save_compact(network, TINY, path, {})
     return path
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder laid out as Stable Diffusion 2.1-base, with tiny networks."""
+    folder = tmp_path_factory.mktemp("base")
+    write_base_folder(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

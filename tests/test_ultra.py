@@ -1,7 +1,6 @@
 """UltraVSR: the released temporal shift module, the one-step pipeline, and exact bounded-memory inference."""
 
 import itertools
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
+from tests.ultra_files import released_state
 from vsvsr.errors import UserError
 from vsvsr.models.ultra import FULL, REACH, TINY, RTSModule, UltraVSR, Upscaler, build, fix_colour
 from vsvsr.models.ultra.clip_iqa import (
@@ -247,66 +247,6 @@ def test_fresh_temporal_shift_leaves_the_stock_networks_results() -> None:
         assert torch.allclose(network.encode(frames), posterior.mean * 0.18215, atol=1e-6)
 
 
-def released_state(network: UltraVSR, rank: int = 4) -> dict[str, Any]:
-    """Random values in the layout of the released checkpoint."""
-    unet, vae = unet_targets(network.unet), vae_targets(network.vae)
-    state: dict[str, Any] = {
-        "rank_unet": rank,
-        "rank_vae": rank,
-        "unet_lora_encoder_modules": unet["default_encoder"],
-        "unet_lora_decoder_modules": unet["default_decoder"],
-        "unet_lora_others_modules": unet["default_others"],
-        "vae_lora_modules": vae["default_encoder"],
-        "state_dict_unet": {
-            "conv_in.base_layer.weight": torch.randn_like(network.unet.conv_in.weight),
-            "conv_in.base_layer.bias": torch.randn_like(network.unet.conv_in.bias),
-        },
-        "state_dict_vae": {},
-    }
-    for part, targets, entries in (
-        (network.unet, unet, state["state_dict_unet"]),
-        (network.vae, vae, state["state_dict_vae"]),
-    ):
-        for adapter, names in targets.items():
-            for name in names:
-                for letter, shape in zip("AB", factor_shapes(part.get_submodule(name), rank), strict=True):
-                    entries[f"{name}.lora_{letter}.{adapter}.weight"] = torch.randn(shape) * 0.1
-    for prefix, modules, entries in (
-        ("video_down_RTS_blocks", network.unet_down_rts, state["state_dict_unet"]),
-        ("video_up_RTS_blocks", network.unet_up_rts, state["state_dict_unet"]),
-        ("decoder.video_up_RTS_blocks", network.decoder_up_rts, state["state_dict_vae"]),
-    ):
-        entries.update({f"{prefix}.{name}": torch.randn_like(value) for name, value in modules.named_parameters()})
-    return state
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder laid out as Stable Diffusion 2.1-base, with tiny networks."""
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(1)
-    network = build(TINY)
-    network.unet.save_pretrained(folder / "unet")
-    network.vae.save_pretrained(folder / "vae")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler/scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
-    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "a", "b"]
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer/vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n")
-    text = CLIPTextConfig(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-    return folder
-
-
 def test_a_released_checkpoint_loads_onto_a_base_folder(base_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(2)
     state = released_state(build(TINY))
@@ -366,7 +306,7 @@ def test_a_pickle_with_code_in_it_is_refused(
 
 
 def test_what_is_missing_is_named_with_its_source(base_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"lacks unet/config\.json, .*; copy stable-diffusion-2-1-base"):
+    with pytest.raises(UserError, match=r"lacks unet/config\.json, .*; give Stable Diffusion 2\.1-base"):
         load_released(tmp_path, tmp_path / "model.pkl")
     with pytest.raises(UserError, match=r"no checkpoint at .*model\.pkl; the authors link it at"):
         load_released(base_folder, tmp_path / "model.pkl")

@@ -50,7 +50,8 @@ class UltraSettings(ChunkedSettings):
         single = self.degradation is None or not self.clip_iqa_path
         check(single, "clip_iqa_path", self.clip_iqa_path, "either degradation or clip_iqa_path, not both")
         check(self.colour in COLOURS, "colour", self.colour, " or ".join(COLOURS))
-        check(self.feature_cache is None or self.feature_cache >= 0, "feature_cache", self.feature_cache, "0 or more")
+        fits = self.feature_cache is None or self.feature_cache >= 0
+        check(fits, "feature_cache", self.feature_cache, "0 or more megabytes")
         for name, path in (("base_path", self.base_path), ("clip_iqa_path", self.clip_iqa_path)):
             check(not path or Path(path).exists(), name, path, "a path that exists")
 

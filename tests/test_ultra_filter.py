@@ -1,0 +1,146 @@
+"""What is particular to ``core.vsvsr.Ultra``: the authors' files, degradation, prompts and context."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import vapoursynth as vs
+
+from tests.pixels import planes, play, same
+from tests.ultra_files import released_state
+from vsvsr.models.ultra import TINY, build, clip_iqa, files
+
+Ultra = Callable[..., vs.VideoNode]
+
+
+@pytest.fixture
+def small(bikes: vs.VideoNode) -> vs.VideoNode:
+    return bikes.resize.Bicubic(width=16, height=16)
+
+
+@pytest.fixture
+def compact(tiny_ultra: Path) -> Ultra:
+    return partial(vs.core.vsvsr.Ultra, model_path=str(tiny_ultra), device_index=-1)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The authors' layout, for the tiny networks of the base folder."""
+    path = tmp_path_factory.mktemp("released") / "model_UltraVSR.pkl"
+    torch.manual_seed(2)
+    torch.save(released_state(build(TINY)), path)
+    return path
+
+
+def picture(output: vs.VideoNode, n: int = 0) -> np.ndarray:
+    with output.get_frame(n) as frame:
+        return planes(frame)
+
+
+def test_the_authors_file_runs_on_a_base_folder_and_listens_to_the_prompt(
+    small: vs.VideoNode, checkpoint: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The released rule leaves nothing of the tiny networks' channels.
+    monkeypatch.setattr(files, "load_released", partial(files.load_released, config=TINY))
+    ultra = partial(
+        vs.core.vsvsr.Ultra, small[:1], model_path=str(checkpoint), base_path=str(base_folder), device_index=-1
+    )
+    plain, prompted, clean = (picture(ultra(**settings)) for settings in ({}, {"prompt": "a b"}, {"degradation": 0.9}))
+    assert plain.shape == (3, 64, 64)
+    assert plain.min() >= 0
+    assert plain.max() <= 1
+    assert np.abs(plain - prompted).max() > 1e-6
+    assert np.abs(plain - clean).max() > 1e-3
+
+
+def test_the_measured_degradation_holds_for_the_clip_whatever_is_asked_for_first(
+    small: vs.VideoNode, compact: Ultra, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    judge = clip_iqa.ClipIQA(layers=(1, 1), width=16, outputs=64, text_width=64, text_layers=1, vocabulary=6).eval()
+    for parameter in judge.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    judge.requires_grad_(False)
+    monkeypatch.setattr(clip_iqa, "load_clip_iqa", lambda path: judge)
+    clip = small[:12]
+    samples = [torch.from_numpy(picture(clip, n)) for n in (0, 3, 6, 8, 11)]
+    tokens = files.tokenise(base_folder, [text for pair in clip_iqa.PAIRS for text in pair])
+    degradation = clip_iqa.measure_degradation(judge, tokens, samples)
+    wanted = play(compact(clip, degradation=degradation))
+    measured = partial(compact, clip, clip_iqa_path=str(tmp_path), base_path=str(base_folder))
+    assert same(play(measured(), in_flight=4), wanted)
+    assert same(play(measured(), [10, 3]), wanted)
+
+
+def test_full_context_gives_the_same_pixels_whatever_the_length_of_chunks(small: vs.VideoNode, compact: Ultra) -> None:
+    clip = small[:26]
+    whole = play(compact(clip, length=26))
+    assert same(play(compact(clip, length=7)), whole)
+    assert same(play(compact(clip, length=7), [25, 12]), whole)
+    short = play(compact(clip, length=7, overlap=1), [6])
+    assert short[6] != whole[6]
+
+
+def test_tiles_a_budget_and_colours_are_passed_on(bikes: vs.VideoNode, compact: Ultra) -> None:
+    plain, within, tiled, faded = (
+        picture(compact(bikes[:3], **settings), 1)
+        for settings in ({}, {"feature_cache": 0}, {"tile": [32, 32], "tile_pad": 8}, {"colour": "none"})
+    )
+    assert np.array_equal(plain, within)
+    assert np.abs(plain - tiled).max() > 0
+    source = picture(bikes, 1).mean(axis=(1, 2))
+    assert np.abs(plain.mean(axis=(1, 2)) - source).max() < 0.02
+    assert np.abs(faded.mean(axis=(1, 2)) - source).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"degradation": 1.5}, "degradation=1.5 is not possible; allowed: 0 to 1"),
+        ({"colour": "sepia"}, "colour='sepia' is not possible; allowed: wavelet or adain or none"),
+        ({"overlap": -1}, "overlap=-1 is not possible; allowed: 0 or more"),
+        ({"feature_cache": -1}, "feature_cache=-1 is not possible; allowed: 0 or more megabytes"),
+        ({"base_path": "/nowhere"}, "base_path='/nowhere' is not possible; allowed: a path that exists"),
+        ({"clip_iqa_path": "/nowhere"}, "clip_iqa_path='/nowhere' is not possible; allowed: a path that exists"),
+        ({"prompt": "a"}, "prompt='a' is not possible; allowed: none with these weights, which know no text"),
+        (
+            {"clip_iqa_path": "/", "degradation": 0.5},
+            "clip_iqa_path='/' is not possible; allowed: either degradation or clip_iqa_path, not both",
+        ),
+        (
+            {"clip_iqa_path": "/"},
+            "base_path='' is not possible; allowed: with clip_iqa_path, the folder of Stable Diffusion 2.1-base",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_refused_in_one_line(
+    small: vs.VideoNode, compact: Ultra, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(vs.Error) as caught:
+        compact(small, **arguments)
+    assert str(caught.value) == f"Ultra: {message}"
+
+
+def test_what_is_missing_is_named_with_its_source(
+    small: vs.VideoNode, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(**arguments: object) -> str:
+        with pytest.raises(vs.Error) as caught:
+            vs.core.vsvsr.Ultra(small, **arguments)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    told = refusal()
+    assert told.startswith(
+        "Ultra: no weights are shipped; give the official ones with model_path (model_UltraVSR.pkl, "
+    )
+    assert "github.com/yongliuy/UltraVSR" in told
+    assert refusal(model_path=str(checkpoint)) == (
+        "Ultra: base_path='' is not possible; allowed: with the authors' file, the folder of Stable Diffusion 2.1-base"
+    )
+    told = refusal(model_path=str(checkpoint), base_path=str(tmp_path))
+    assert told.startswith(f"Ultra: the base model folder {tmp_path} lacks unet/config.json, ")
+    assert "stabilityai/stable-diffusion-2-1-base" in told
