@@ -1,5 +1,7 @@
 """The command line on real files: real ffmpeg, real core, the native plugin, a very small network."""
 
+import importlib.metadata
+import importlib.util
 import itertools
 import os
 import signal
@@ -14,6 +16,7 @@ import pytest
 import vapoursynth as vs
 
 from tests.clips import clip_path
+from vsvsr.cli import doctor
 from vsvsr.cli.app import app
 from vsvsr.cli.encoder import find_ffmpeg
 from vsvsr.cli.source import open_video
@@ -282,8 +285,20 @@ def test_the_doctor_finds_a_sound_installation_sound(
     code = run(monkeypatch, "doctor")
     report = capsys.readouterr().out
     assert code == 0, report
-    for subject in ("python", "vapoursynth", "torch", "plugin", "source filter", "vspipe", "ffmpeg"):
+    for subject in ("python", "vapoursynth", "torch", "plugin", "source filter", "vspipe", "ffmpeg", "Ultra"):
         assert f"\nok   {subject} " in f"\n{report}"
+
+
+def test_the_doctor_says_what_ultra_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    (installed,) = doctor._ultra()
+    assert installed.state.startswith(f"diffusers {importlib.metadata.version('diffusers')}, transformers ")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (absent,) = doctor._ultra()
+    # No fault of the installation: the other filters work without.
+    assert absent.remedy is None
+    assert absent.state == (
+        'diffusers and transformers not installed; only Ultra needs them: pip install "vsvsr[ultra]"'
+    )
 
 
 def test_the_doctor_names_what_is_broken_and_what_mends_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import platform
 import subprocess
 import sys
@@ -167,10 +168,20 @@ def _weights() -> Iterator[Finding]:
             yield Finding(subject, f"{'shipped' if row.shipped else 'installed'}, as published")
 
 
+def _ultra() -> Iterator[Finding]:
+    missing = [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        state = f'{" and ".join(missing)} not installed; only Ultra needs them: pip install "vsvsr[ultra]"'
+    else:
+        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("diffusers", "transformers")]
+        state = f"{', '.join(versions)}; bring the authors' weights and Stable Diffusion 2.1-base"
+    yield Finding("Ultra", state)
+
+
 def _one_line(error: Exception | str) -> str:
     """The last line that says something: Python and vspipe put the reason last."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
 
 
-CHECKS = (_versions, _torch, _plugin, _source_filter, _vspipe, _ffmpeg, _weights)
+CHECKS = (_versions, _torch, _plugin, _source_filter, _vspipe, _ffmpeg, _weights, _ultra)
