@@ -1,0 +1,162 @@
+"""Everything on a real GPU; skipped without one. ``scripts/check_gpu`` runs this and the kernels' own tests."""
+
+import gc
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import vapoursynth as vs
+from torch import Tensor
+
+from tests.cases import CASES, Make, maker
+from tests.pixels import planes as picture_of
+from tests.pixels import play, same
+from tests.test_frames import memory
+from vsvsr.filters.registry import FILTERS
+from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
+from vsvsr.ops.flow_warp import flow_warp, flow_warp_reference, fused_flow_warp
+from vsvsr.ops.unpack_planes import fused_unpack_planes, unpack_planes_reference
+from vsvsr.step_graph import StepGraph
+from vsvsr.transfer import HostTransfer, transfer
+from vsvsr.worker import worker_of
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+TYPES = [torch.float32, torch.float16]
+TF32 = 2e-2
+"""PyTorch lets cuDNN round the inputs of fp32 convolutions to 10 bits; a network of them adds that up."""
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.bfloat16])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_flow_warp_gives_the_plain_forms_result(
+    dtype: torch.dtype, padding: Literal["zeros", "border"], layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 67, 61, 123, device="cuda").to(dtype).contiguous(memory_format=layout)
+    flow = torch.randn(2, 2, 61, 123, device="cuda") * 5
+    expected = flow_warp_reference(x.float(), flow, padding=padding)
+    result = fused_flow_warp(x, flow, padding == "border")
+    assert result.stride() == x.stride()
+    tolerance = 1e-4 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("planes", TYPES)
+@pytest.mark.parametrize("frame", TYPES)
+def test_unpack_planes_gives_the_plain_forms_bits(planes: torch.dtype, frame: torch.dtype) -> None:
+    pytest.importorskip("cupy", reason="the plain form runs without CuPy")
+    torch.manual_seed(0)
+    rows = (torch.randn(3, 270, 512, device="cuda") * 1000).to(planes)
+    assert torch.equal(fused_unpack_planes(rows, 481, frame), unpack_planes_reference(rows, 481, frame))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_frames_and_pictures_cross_unchanged(dtype: torch.dtype) -> None:
+    staged, direct = transfer(torch.device("cuda", 0), dtype), HostTransfer(dtype)
+    frames = []
+    for shift in range(6):
+        backing, planes = memory(201, 512, dtype)
+        backing += shift
+        frames.append((staged.read(planes), direct.read(planes)))
+        picture = torch.rand(3, 201, 507, device="cuda").to(dtype)
+
+        def write(channels: Sequence[Tensor], picture: Tensor = picture) -> None:
+            for channel, part in zip(channels, picture, strict=True):
+                channel.copy_(part)
+
+        staged.write(write, planes)
+        assert torch.equal(backing[..., :507], picture.cpu())
+    for result, expected in frames:
+        assert torch.equal(result.cpu(), expected)
+
+
+@pytest.mark.parametrize("config", [COMPACT, FastRealConfig()], ids=["compact", "full size"])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_step_is_captured_and_replays_its_states(
+    config: FastRealConfig, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    network = FastRealVSR(config).eval().requires_grad_(False).cuda().to(memory_format=torch.channels_last)
+    if dtype == torch.float16:
+        network.half()
+    graph = StepGraph(network.propagate)
+    frames = F.interpolate(torch.rand(4, 3, 24, 40, device="cuda"), (96, 160), mode="bicubic").to(dtype)
+    frames = frames.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        first = network.propagate(frames[:1], None, None)
+        states, expected = [first], [first]
+        for i in range(1, 4):
+            states.append(graph(frames[i : i + 1], frames[i - 1 : i], states[-1]))
+            expected.append(network.propagate(frames[i : i + 1], frames[i - 1 : i], expected[-1]))
+    assert not caplog.messages
+    for state, wanted in zip(states, expected, strict=True):
+        assert torch.equal(state, wanted)
+
+
+def test_a_compiled_warp_asks_for_the_kernel() -> None:
+    x, flow = torch.randn(1, 8, 40, 56, device="cuda"), torch.randn(1, 2, 40, 56, device="cuda")
+    with torch.no_grad():
+        compiled = torch.compile(flow_warp, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x, flow), flow_warp_reference(x, flow), atol=1e-4, rtol=1e-4)
+
+
+class TestFilters:
+    @pytest.fixture(params=sorted(FILTERS))
+    def name(self, request: pytest.FixtureRequest) -> str:
+        return str(request.param)
+
+    @pytest.fixture
+    def make(self, name: str, request: pytest.FixtureRequest) -> Make:
+        weights: Path = request.getfixturevalue(CASES[name].weights)
+        return maker(name, weights)
+
+    @pytest.mark.parametrize("video_format", [vs.RGBS, vs.RGBH])
+    def test_random_requests_give_the_pixels_of_linear_playback(
+        self, make: Make, bikes: vs.VideoNode, video_format: int
+    ) -> None:
+        clip = bikes[:16].resize.Point(format=video_format)
+        linear = play(make(clip, device_index=0))
+        numbers = random.Random(0).choices(range(16), k=40)
+        assert same(play(make(clip, device_index=0), numbers, in_flight=8), linear)
+
+    def test_pictures_are_those_of_the_cpu_up_to_rounding(self, make: Make, bikes: vs.VideoNode) -> None:
+        with make(bikes[:6], device_index=0).get_frame(5) as gpu, make(bikes[:6]).get_frame(5) as cpu:
+            difference = np.abs(picture_of(gpu) - picture_of(cpu))
+        # A mask or a tile that rounding decides otherwise changes a few pixels by more.
+        assert np.quantile(difference, 0.98) < TF32
+
+    def test_memory_comes_back_when_the_filter_goes(self, make: Make, bikes: vs.VideoNode) -> None:
+        def once() -> int:
+            make(bikes[:4], device_index=0).get_frame(3).close()
+            gc.collect()
+            worker_of(torch.device("cuda", 0)).run(lambda: None)  # behind what the filter has left to do there
+            return torch.cuda.memory_reserved(0)
+
+        once()
+        early = once()
+        assert early < 100_000_000
+        for _ in range(3):
+            assert once() <= early
+
+
+def test_tensors_of_another_device_get_their_kernels_there() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs a second CUDA device")
+    device = torch.device("cuda", 1)
+
+    def warp() -> Tensor:
+        torch.manual_seed(0)
+        x, flow = torch.randn(1, 8, 40, 56, device=device), torch.randn(1, 2, 40, 56, device=device)
+        return (fused_flow_warp(x, flow, False) - flow_warp_reference(x, flow)).abs().max().cpu()
+
+    assert float(worker_of(device).run(warp)) < 1e-4
