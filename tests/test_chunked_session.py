@@ -164,3 +164,11 @@ def test_no_more_than_two_chunks_are_kept() -> None:
         assert len(player.session._chunks) <= 2
         assert len(player.session._rendered) <= 2 * LENGTH
         assert len(player.session._pictures) <= LENGTH + 2 * OVERLAP
+
+
+def test_a_session_short_of_memory_forgets_what_was_rendered_but_goes_on() -> None:
+    player = Player(budget=10**9)
+    expected = [player.get(n) for n in range(12)]
+    player.session.shrink()
+    assert len(player.session._rendered) == 1
+    assert [player.get(n) for n in range(12)] == expected

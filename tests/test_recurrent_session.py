@@ -265,3 +265,32 @@ def test_without_budget_the_newest_states_stay() -> None:
         assert play.get(n) == history(n, segments, set())
     assert play.session.counters()["steps"] == 60
     assert sorted(moment.index for moment in play.session._store) == [39, 58, 59]
+
+
+def test_a_session_short_of_memory_forgets_but_goes_on() -> None:
+    play, model, segments = player(length=240, budget=10**9)
+    for n in range(60):
+        play.get(n)
+    play.session.shrink()
+    assert len(list(play.session._store)) <= 3
+    assert play.get(60) == history(60, segments, set())
+    assert model.seen[60] == 1
+    assert play.get(8) == history(8, segments, set())
+
+
+def test_a_picture_that_fails_can_be_rendered_again() -> None:
+    play, model, segments = player()
+    play.get(0)
+    output: list[int] = []
+    assert not play.session.advance(1, {1}, {1: Source(1)})
+    render, model.render = model.render, fail  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        play.session.render(1, output)
+    model.render = render  # type: ignore[method-assign]
+    play.session.shrink()
+    play.session.render(1, output)
+    assert output == history(1, segments, set())
+
+
+def fail(state: tuple[int, ...], output: list[int]) -> None:
+    raise MemoryError

@@ -63,13 +63,18 @@ class FilterInstance:
         # What lies on the device is let go by the device's own thread, which then gives the memory back.
         self._worker.post(partial(_free, [self.__dict__.pop("_session")]))
 
+    def _shrink(self) -> None:
+        self._session.shrink()
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def _run[Result](self, function: Callable[[], Result]) -> Result:
-        """Run on the device's thread; where its memory runs out, give back what is unused, and try once more."""
+        """Run on the device's thread; where its memory runs out, forget what can be had again, and try once more."""
         try:
             return self._worker.run(function)
         except torch.OutOfMemoryError:
             pass  # out of here first: the error's traceback holds the tensors that were too many
-        self._worker.run(_give_back)
+        self._worker.run(self._shrink)
         try:
             return self._worker.run(function)
         except torch.OutOfMemoryError:
@@ -80,11 +85,6 @@ class FilterInstance:
 
 def _free(sessions: list[object]) -> None:
     sessions.clear()
-    torch.cuda.empty_cache()
-
-
-def _give_back() -> None:
-    gc.collect()
     torch.cuda.empty_cache()
 
 

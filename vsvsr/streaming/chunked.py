@@ -113,12 +113,16 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         self._counters["renders"] += 1
         self._rendered[n] = self._model.size(chunk.results[n])
         self._rendered.move_to_end(n)
-        self._trim()
+        self._trim(self._budget)
         return False
 
     def failed(self, frames: Sequence[int]) -> None:
         """See `Session.failed`. A single frame is known to be broken from now on; several are tried one by one."""
         (self._broken if len(frames) == 1 else self._suspects).update(frames)
+
+    def shrink(self) -> None:
+        """See `Session.shrink`."""
+        self._trim(0)
 
     def counters(self) -> dict[str, int]:
         """See `Session.counters`.
@@ -182,13 +186,13 @@ class ChunkedSession[Frame, Picture, Result, Output]:
             return emit.start < self._length
         return 0 <= emit.start // self._length - self._last.start // self._length <= 1
 
-    def _trim(self) -> None:
+    def _trim(self, budget: int) -> None:
         """Forget the results rendered longest ago, until those that were rendered fit into the budget."""
         kept = {n for chunk in self._chunks.values() for n in chunk.results}
         for n in [n for n in self._rendered if n not in kept]:
             del self._rendered[n]
         used = sum(self._rendered.values())
-        while used > self._budget and len(self._rendered) > 1:
+        while used > budget and len(self._rendered) > 1:
             n, size = self._rendered.popitem(last=False)
             used -= size
             for chunk in self._chunks.values():

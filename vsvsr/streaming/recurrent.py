@@ -94,10 +94,11 @@ class RecurrentSession[Frame, State, Output]:
 
     def render(self, n: int, output: Output) -> bool:
         """See `Session.render`."""
-        roll, self._roll = self._roll, None
+        roll = self._roll
         if roll is None or roll.moment is None or roll.moment.index != n:
             raise RuntimeError(f"frame {n} was asked for before it was ready")
         self._model.render(roll.moment.state, output)
+        self._roll = None
         self._counters["renders"] += 1
         return roll.moment.approximate
 
@@ -111,6 +112,10 @@ class RecurrentSession[Frame, State, Output]:
             if n not in self._broken:
                 self._broken.add(n)
                 self._restart_at(n + 1)
+
+    def shrink(self) -> None:
+        """See `Session.shrink`."""
+        self._store.shrink()
 
     def counters(self) -> dict[str, int]:
         """See `Session.counters`.

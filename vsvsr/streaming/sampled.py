@@ -57,6 +57,10 @@ class SampledSession[Frame, Picture, Output]:
             self._broken.update(frames)
         self._session.failed(frames)
 
+    def shrink(self) -> None:
+        """See `Session.shrink`."""
+        self._session.shrink()
+
     def counters(self) -> dict[str, int]:
         """See `Session.counters`."""
         return self._session.counters()

@@ -48,6 +48,10 @@ class Session[Frame, Output](Protocol):
         """The request was given up: one of these frames of the clip could not be had."""
         ...
 
+    def shrink(self) -> None:
+        """Memory runs short: forget what only makes seeks faster."""
+        ...
+
     def counters(self) -> dict[str, int]:
         """What has been done so far."""
         ...

@@ -62,9 +62,13 @@ class StateStore[State]:
         self._entries.pop(key, None)
         self._entries[key] = _Entry(moment, size, self._clock)
         self._clock += 1
-        self._trim(wanted)
+        self._trim(wanted, self._budget)
 
-    def _trim(self, wanted: Collection[int]) -> None:
+    def shrink(self) -> None:
+        """Drop all that playback does not need to go on."""
+        self._trim((), 0)
+
+    def _trim(self, wanted: Collection[int], budget: int) -> None:
         # Recent means recent in its own recurrence: the frames around a segment's start belong to two of them.
         rank: Counter[int] = Counter()
         for key in reversed(list(self._entries)):
@@ -73,7 +77,7 @@ class StateStore[State]:
             if rank[origin] > RECENT and index % CHECKPOINT_INTERVAL and index not in wanted:
                 del self._entries[key]
         used = sum(entry.size for entry in self._entries.values())
-        while used > self._budget or len(self._entries) > MAX_STATES:
+        while used > budget or len(self._entries) > MAX_STATES:
             victim = self._least_useful(wanted)
             if victim is None:
                 return
