@@ -101,14 +101,3 @@ class TileGrid:
             for plane, channel in zip(planes, picture, strict=True):
                 target = plane[top : top + channel.shape[0], left : left + channel.shape[1]]
                 target += channel[: target.shape[0], : target.shape[1]]
-
-
-def write_frame(write: Write, planes: Sequence[Tensor], device: torch.device) -> None:
-    """Have a frame written into the host's planes, by way of the device's memory where they differ."""
-    if device.type == "cpu":
-        write(planes)
-        return
-    picture = torch.empty((len(planes), *planes[0].shape), dtype=planes[0].dtype, device=device)
-    write(picture.unbind())
-    for plane, channel in zip(planes, picture, strict=True):
-        plane.copy_(channel)

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vsvsr.filters.tiling import write_frame
-from vsvsr.frames import Planes, read
+from vsvsr.frames import Planes
 from vsvsr.models.ultra import Restored, Upscaler
+from vsvsr.transfer import transfer
 
 
 class UltraNetwork:
@@ -25,12 +25,11 @@ class UltraNetwork:
     upscaler: Upscaler
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device = device
-        self._dtype = dtype
+        self._transfer = transfer(device, dtype)
 
     def read(self, frame: Planes) -> Tensor:
         """See `ChunkModel.read`."""
-        return read(frame, self._device, self._dtype)[0]
+        return self._transfer.read(frame)[0].contiguous()
 
     def run(self, pictures: Sequence[Tensor], emit: range, first: int) -> Iterator[Restored]:
         """See `ChunkModel.run`. In playback it goes on where the last chunk ended."""
@@ -38,7 +37,7 @@ class UltraNetwork:
 
     def render(self, result: Restored, output: Planes) -> None:
         """See `ChunkModel.render`."""
-        write_frame(partial(self.upscaler.render, result), output.views(), self._device)
+        self._transfer.write(partial(self.upscaler.render, result), output)
 
     def size(self, result: Restored) -> int:
         """See `ChunkModel.size`."""
