@@ -3,9 +3,11 @@
 What runs on a real GPU is in test_gpu.py.
 """
 
+import contextlib
 import gc
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,7 @@ from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR, load_fas
 from vsvsr.step_graph import StepGraph
 from vsvsr.streaming import Source
 from vsvsr.transfer import HostTransfer, StagedTransfer
+from vsvsr.worker import worker_of
 
 CPU = torch.device("cpu")
 
@@ -251,6 +254,24 @@ def test_a_step_on_a_gpu_never_waits_for_it_nor_for_the_host(
         with Reaching() as reaching:
             assert network.propagate(frames[0], frames[1], hidden).is_cuda
     assert not reaching.names
+
+
+def test_an_error_keeps_nothing_that_was_in_use_when_it_was_raised() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def allocate() -> None:
+        large = torch.empty(4)
+        alive.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gc.disable()
+    try:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            worker_of(CPU).run(allocate)
+        worker_of(CPU).run(lambda: None)
+        assert alive[0]() is None
+    finally:
+        gc.enable()
 
 
 CLIP = Clip(format="RGBS", width=400, height=300, frames=10)

@@ -25,7 +25,7 @@ from vsvsr.ops.hidden_state_attention import (
     member_filters,
 )
 from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
-from vsvsr.ops.unpack_planes import unpack_planes, unpack_planes_reference
+from vsvsr.ops.unpack_planes import _kernel_compiles, unpack_planes, unpack_planes_reference
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 
@@ -139,8 +139,27 @@ class TestUnpackPlanes:
         assert torch.equal(result[:-8].view(1, 7, 19, 3).permute(0, 3, 1, 2), expected)
         assert bool((result[-8:] == 12345.0).all())
 
+    def test_without_cupy_or_with_one_that_cannot_compile_the_plain_form_runs(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Broken:
+            def compile(self) -> None:
+                raise RuntimeError("CuPy failed to load libnvrtc.so.12")
+
+        def absent(planes: torch.dtype, frame: torch.dtype) -> None:
+            raise ModuleNotFoundError("No module named 'cupy'")
+
+        for kernel in (absent, lambda planes, frame: Broken()):
+            _kernel_compiles.cache_clear()
+            monkeypatch.setattr(unpack_planes_kernel, "kernel", kernel)
+            with FakeTensorMode(), Called() as called:
+                unpack_planes(torch.empty(3, 7, 24, device="cuda"), 19, torch.float16)
+            assert "vsvsr::unpack_planes" not in called.names
+        _kernel_compiles.cache_clear()
+        assert caplog.messages == ["frames are unpacked without CuPy: CuPy failed to load libnvrtc.so.12"]
+
     def test_its_fake_form_has_the_layout_of_the_plain_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vsvsr.ops.unpack_planes._has_cupy", lambda: True)
+        monkeypatch.setattr("vsvsr.ops.unpack_planes._kernel_compiles", lambda planes, frame: True)
         with FakeTensorMode(), Called() as called:
             result = unpack_planes(torch.empty(3, 7, 24, device="cuda"), 19, torch.float16)
             expected = unpack_planes(torch.empty(3, 7, 24), 19, torch.float16)

@@ -1,5 +1,6 @@
 """VapourSynth's planes to a frame as convolutions read it, in CUDA C by way of CuPy."""
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -39,10 +40,21 @@ def source(planes: torch.dtype, frame: torch.dtype) -> str:
 
 
 @cache
-def _kernel(planes: torch.dtype, frame: torch.dtype) -> Any:
+def kernel(planes: torch.dtype, frame: torch.dtype) -> Any:
+    """CuPy's object for planes and a frame of these types; it compiles when it is first used on a device."""
     import cupy
 
     return cupy.RawKernel(source(planes, frame), "unpack_planes")
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A stream as CuPy takes it: an object that tells its version of the protocol and its address."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
 
 
 def unpack_planes(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
@@ -60,9 +72,9 @@ def unpack_planes(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 
     _, height, pitch = planes.shape
     frame = planes.new_empty((1, height, width, 3), dtype=dtype)
-    stream = torch.cuda.current_stream(planes.device).cuda_stream
-    with cupy.cuda.Device(planes.device.index), cupy.cuda.ExternalStream(stream):
+    stream = cupy.cuda.Stream.from_external(_Stream(torch.cuda.current_stream(planes.device).cuda_stream))
+    with cupy.cuda.Device(planes.device.index), stream:
         arguments = cupy.from_dlpack(planes), cupy.from_dlpack(frame)
         sizes = (cupy.int32(size) for size in (height, width, pitch))
-        _kernel(planes.dtype, dtype)((-(-height * width // THREADS),), (THREADS,), (*arguments, *sizes))
+        kernel(planes.dtype, dtype)((-(-height * width // THREADS),), (THREADS,), (*arguments, *sizes))
     return frame.permute(0, 3, 1, 2)

@@ -18,7 +18,7 @@ class Transfer(Protocol):
     """Brings frames to the device and pictures back."""
 
     def read(self, planes: Planes) -> Tensor:
-        """The frame as ``(1, 3, h, w)`` on the device, channels last, memory of its own."""
+        """The frame as ``(1, 3, h, w)`` on the device, in any layout, memory of its own."""
         ...
 
     def write(self, write: Write, planes: Planes) -> None:
@@ -38,8 +38,7 @@ class HostTransfer:
 
     def read(self, planes: Planes) -> Tensor:
         """See `Transfer.read`."""
-        frame = read(planes, torch.device("cpu"), self._dtype)
-        return frame.contiguous(memory_format=torch.channels_last)
+        return read(planes, torch.device("cpu"), self._dtype)
 
     def write(self, write: Write, planes: Planes) -> None:
         """See `Transfer.write`."""

@@ -26,7 +26,12 @@ class _Job[Result]:
     def result(self) -> Result:
         with self._finished:
             if self._error is not None:
-                raise self._error
+                error, self._error = self._error, None
+                try:
+                    raise error
+                finally:
+                    # Its traceback leads here and to the tensors in use when it was raised: no cycle may keep them.
+                    del error
             return cast("Result", self._result)
 
 

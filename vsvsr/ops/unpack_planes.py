@@ -1,15 +1,27 @@
 """VapourSynth's planes to a frame as convolutions read it."""
 
-import importlib.util
+import logging
 from functools import cache
 
 import torch
 from torch import Tensor
 
+_log = logging.getLogger(__name__)
+
 
 @cache
-def _has_cupy() -> bool:
-    return importlib.util.find_spec("cupy") is not None
+def _kernel_compiles(planes: torch.dtype, frame: torch.dtype) -> bool:
+    """Whether there is CuPy, with CUDA libraries that fit: it finds them by itself, not by way of torch."""
+    from vsvsr.triton_kernels.unpack_planes import kernel  # type: ignore[import-not-found]  # its own folder
+
+    try:
+        kernel(planes, frame).compile()
+    except ModuleNotFoundError:
+        return False
+    except Exception as error:  # CuPy's own, its compiler's, and the loader's
+        _log.warning("frames are unpacked without CuPy: %s", " ".join(str(error).split()))
+        return False
+    return True
 
 
 def unpack_planes(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
@@ -25,7 +37,7 @@ def unpack_planes(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     Returns:
         ``(1, 3, h, width)``, channels last, memory of its own.
     """
-    if planes.is_cuda and torch.version.hip is None and _has_cupy():
+    if planes.is_cuda and torch.version.hip is None and _kernel_compiles(planes.dtype, dtype):
         fused: Tensor = fused_unpack_planes(planes, width, dtype)
         return fused
     return unpack_planes_reference(planes, width, dtype)
@@ -33,8 +45,8 @@ def unpack_planes(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 
 @torch.library.custom_op("vsvsr::unpack_planes", mutates_args=())
 def fused_unpack_planes(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """The kernel, for CUDA tensors where there is CuPy."""
-    from vsvsr.triton_kernels.unpack_planes import (  # type: ignore[import-not-found]  # its own folder
+    """The kernel, for CUDA tensors."""
+    from vsvsr.triton_kernels.unpack_planes import (
         unpack_planes as launch,
     )
 
