@@ -270,20 +270,30 @@ def masked_window_attention_reference(
     )
 
     # Padding and pixels that only fill up a window's queries share one row behind the others, which is dropped.
-    result = tokens.new_empty(plan.total + 1, channels)
+    targets, results = [], []
+    sizes = [size for _, _, size in plan.groups]
+    parts = zip(plan.groups, *(x.split_with_sizes(sizes) for x in (windows, key, value)), strict=True)
     start = 0
-    for level, kind, count in plan.groups:
-        part = slice(start, start + count)
-        start += count
-        chosen, target = rows[part, -1], plan.target[part]
+    for (level, kind, size), tokens_, key_, value_ in parts:
+        part = slice(start, start + size)
+        start += size
+        target = plan.target[part]
         mask = biases[kind][None]  # the CPU's fast path wants four dimensions
         if level < _FULL:
             pick = plan.kept[part].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : _BUCKETS[level - 1]]
-            chosen, target = chosen.gather(1, pick), target.gather(1, pick)
+            wanted = flat.index_select(0, rows[part, -1].gather(1, pick).flatten())
+            target = target.gather(1, pick)
             mask = mask[0].transpose(0, 1).flatten(1).index_select(0, pick.flatten())
             mask = mask.view(*pick.shape, heads, -1).transpose(1, 2)
-        query = F.linear(flat.index_select(0, chosen.flatten()), weight[:channels], bias[:channels])
-        query = query.view(*chosen.shape, heads, channels // heads).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(query, key[part], value[part], attn_mask=mask)
-        result.index_copy_(0, target.flatten(), attended.transpose(1, 2).reshape(-1, channels))
-    return result[: plan.total]
+        else:
+            wanted = tokens_[:, -positions:]
+        query = F.linear(wanted, weight[:channels], bias[:channels])
+        query = query.view(size, -1, heads, channels // heads).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(query, key_, value_, attn_mask=mask)
+        targets.append(target.flatten())
+        results.append(attended.transpose(1, 2).reshape(-1, channels))
+    if not results:
+        return tokens.new_empty(0, channels)
+    attended = torch.cat(results)
+    result = attended.new_empty(plan.total + 1, channels)
+    return result.index_copy_(0, torch.cat(targets), attended)[: plan.total]
