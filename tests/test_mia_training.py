@@ -1,10 +1,18 @@
 """Training of MIA-VSR's masks."""
 
-import torch
-from torch import Tensor
+import csv
+from dataclasses import replace
+from pathlib import Path
 
-from vsvsr.models.mia import MIAVSR, MaskSite
-from vsvsr.training.mia import GumbelGate, keep_all, train_step
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vsvsr.errors import UserError
+from vsvsr.models.mia import MIAVSR, MaskSite, load
+from vsvsr.training.dataset import Clips
+from vsvsr.training.mia import GumbelGate, MIATrainConfig, Trainer, keep_all, load_start, losses
 
 SITE = MaskSite("backward_1", 1, 0)
 
@@ -29,31 +37,123 @@ def test_the_gradient_of_the_sparsity_lowers_every_logit() -> None:
     assert (logits.grad > 0).all()
 
 
-def _clip() -> tuple[Tensor, Tensor]:
-    truth = torch.rand(1, 1, 3, 64, 64).repeat(1, 2, 1, 1, 1)
-    return torch.nn.functional.avg_pool2d(truth.flatten(0, 1), 4).view(1, 2, 3, 16, 16), truth
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    """Two clips of smooth noise that moves."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    for name in ("0", "1"):
+        (folder / name).mkdir()
+        picture = rng.integers(0, 256, (1, 96, 96, 3), dtype=np.uint8)
+        truth = np.concatenate([np.roll(picture, step, axis=2) for step in range(4)])
+        np.save(folder / name / "gt.npy", truth)
+        np.save(folder / name / "lr.npy", truth.reshape(4, 24, 4, 24, 4, 3).mean((2, 4)).astype(np.uint8))
+        (folder / name / "clip.json").write_text("{}")
+    return Clips(folder, frames=2, crop=16)
 
 
-def test_a_heavy_sparsity_loss_lowers_the_share_of_kept_positions() -> None:
+def tiny() -> MIAVSR:
     torch.manual_seed(0)
-    network = MIAVSR(8, (1,), (2,), 8)
-    network.spynet.requires_grad_(False)
-    optimiser = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=0.03)
-    frames, truth = _clip()
-    kept = [train_step(network, optimiser, frames, truth, sparsity=10.0)[1] for _ in range(6)]
+    return MIAVSR(8, (1,), (2,), 8)
+
+
+CONFIG = MIATrainConfig(steps=1, mask_steps=2, learning_rate=0.01, save_minutes=0, validation_crops=1)
+
+
+def test_a_heavy_sparsity_loss_lowers_the_share_of_kept_positions(clips: Clips, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=0, mask_steps=10, sparsity=10.0, learning_rate=0.03)
+    trainer = Trainer(tiny(), config, clips=clips, validation=clips, folder=tmp_path)
+    kept = []
+    for trainer.step in range(5):
+        kept.append(trainer._step()[1])
     assert abs(kept[0] - 0.5) < 0.05
-    # Five steps of Adam move the bias by -0.15 at least: sigmoid(-0.15) = 0.463. The draw is good to 0.004.
+    # Adam moves every bias by about -0.03 a step: sigmoid(-0.12) = 0.47. The draw is good to 0.004.
     assert kept[-1] < 0.48
 
 
-def test_the_first_phase_leaves_the_predictors_alone() -> None:
-    torch.manual_seed(0)
-    network = MIAVSR(8, (1,), (2,), 8)
-    network.spynet.requires_grad_(False)
+def test_the_first_phase_leaves_the_predictors_and_the_flow_alone(clips: Clips, tmp_path: Path) -> None:
+    network = tiny()
     before = {name: value.clone() for name, value in network.named_parameters()}
-    optimiser = torch.optim.Adam((p for p in network.parameters() if p.requires_grad), lr=0.01)
-    assert train_step(network, optimiser, *_clip(), sparsity=None)[1] == 1.0
+    Trainer(network, replace(CONFIG, mask_steps=0), clips=clips, validation=clips, folder=tmp_path).run()
     for name, value in network.named_parameters():
         changed = not torch.equal(value, before[name])
         assert changed == ("predmask" not in name and "spynet" not in name), name
     assert keep_all(SITE, torch.full((1, 2, 2), -9.0)).all()
+
+
+@pytest.fixture(scope="module")
+def straight(clips: Clips, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A run that nothing interrupted."""
+    trainer = Trainer(tiny(), CONFIG, clips=clips, validation=clips, folder=tmp_path_factory.mktemp("straight"))
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2])
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    straight: Trainer, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
+) -> None:
+    save = Trainer._save
+
+    def interrupt(self: Trainer, rows: list[tuple[float, float]]) -> None:
+        save(self, rows)
+        if self.step == interrupted_after:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(tiny(), CONFIG, clips=clips, validation=clips, folder=tmp_path).run()
+    torch.manual_seed(interrupted_after)
+    resumed = Trainer(MIAVSR(8, (1,), (2,), 8), CONFIG, clips=clips, validation=clips, folder=tmp_path)
+    resumed.run()
+    assert resumed.step == 3
+    for name, value in straight.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], value), name
+    for phase in ("dense", "masked"):
+        weights = [load_file(folder / f"{phase}.safetensors") for folder in (straight.folder, tmp_path)]
+        assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
+    with (tmp_path / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["phase"]) for row in rows] == [("1", "dense"), ("2", "masked"), ("3", "masked")]
+
+
+def test_exported_weights_are_averages_that_load(straight: Trainer) -> None:
+    exported = load(straight.folder / "masked.safetensors")
+    for (name, value), last in zip(exported.named_parameters(), straight.network.parameters(), strict=True):
+        assert torch.equal(value, dict(straight.averaged.named_parameters())[name])
+        if "spynet" not in name and "predmask" not in name:
+            assert not torch.equal(value, last), name
+
+
+def test_no_gradient_reaches_the_flow_network(clips: Clips) -> None:
+    network = tiny().train()
+    frames, truth = (part[None] for part in clips.draw(np.random.default_rng(0)))
+    losses(network, frames, truth, masked=False)[0].backward()
+    assert all(parameter.grad is None for parameter in network.spynet.parameters())
+
+
+def test_mixed_precision_comes_close_to_full(clips: Clips) -> None:
+    frames, truth = (part[None] for part in clips.draw(np.random.default_rng(0)))
+    values = []
+    for bf16 in (False, True):
+        network = tiny()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            loss, kept = losses(network, frames, truth, masked=True)
+        assert loss.dtype == torch.float32
+        values.append((float(loss.detach()), float(kept.detach())))
+    assert values[1] == pytest.approx(values[0], rel=0.02)
+
+
+def test_a_deeper_network_starts_from_a_shallower_one(tmp_path: Path) -> None:
+    start, network = MIAVSR(8, (1,), (2,), 8), MIAVSR(8, (1, 2), (2, 2), 8)
+    path = tmp_path / "start.safetensors"
+    save_file({name: value.contiguous() for name, value in start.state_dict().items()}, path)
+    load_start(network, path)
+    assert all(torch.equal(network.state_dict()[name], value) for name, value in start.state_dict().items())
+    with pytest.raises(UserError, match="does not fit") as caught:
+        load_start(MIAVSR(16, (1,), (2,), 8), path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"does not fit: .*layers.0"):
+        load_start(MIAVSR(8, (), (), 8), path)

@@ -39,7 +39,8 @@ class MaskPredictor(nn.Module):
     def forward(self, current: Tensor, previous: Tensor) -> Tensor:
         """Tokens ``(..., c)`` of two steps to fp32 logits ``(...)``; fp16 would decide differently."""
         change = (current.detach() - previous).abs_()
-        return F.linear(change.float(), self.rnn.weight.float(), self.rnn.bias.float()).squeeze(-1)
+        with torch.autocast(change.device.type, enabled=False):
+            return F.linear(change.float(), self.rnn.weight.float(), self.rnn.bias.float()).squeeze(-1)
 
 
 class WindowAttention(nn.Module):

@@ -130,7 +130,8 @@ class MIAVSR(PixelShuffleHead):
             Forward flows, from frame ``i + 1`` to ``i``, and backward flows, from ``i`` to ``i + 1``.
         """
         pairs = [(a.float(), b.float()) for a, b in itertools.pairwise(frames)]
-        return [self.spynet(b, a) for a, b in pairs], [self.spynet(a, b) for a, b in pairs]
+        with torch.autocast(frames[0].device.type, enabled=False):
+            return [self.spynet(b, a) for a, b in pairs], [self.spynet(a, b) for a, b in pairs]
 
     def upscale(
         self, frames: Sequence[Tensor], emit: range, *, offload: bool = False, gate: Gate = threshold_gate
