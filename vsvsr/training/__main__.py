@@ -19,7 +19,7 @@ from vsvsr.models.fastreal.config import COMPACT, Variant
 from vsvsr.training.dataset import Dataset, DatasetConfig, build_dataset
 from vsvsr.training.flow import train_flow
 from vsvsr.training.sharp import SharpConfig, SharpTrainer
-from vsvsr.training.train import TrainConfig, Trainer, processes
+from vsvsr.training.train import PixelLoss, TrainConfig, Trainer, processes
 
 
 def _network(arguments: argparse.Namespace, hsa: Variant | None) -> FastRealVSR:
@@ -50,6 +50,7 @@ def _settings(arguments: argparse.Namespace, *, final_rate: float) -> TrainConfi
         chunk=arguments.chunk,
         learning_rate=arguments.learning_rate,
         final_rate=final_rate,
+        loss=arguments.loss,
         bf16=arguments.bf16,
         checkpointing=arguments.checkpointing,
         stateless=arguments.stateless,
@@ -168,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--scale", type=int, choices=(2, 4), default=4)
     train.add_argument("--flow", type=Path, help="weights of the flow estimator (safetensors)")
     train.add_argument("--start", type=Path, help="trained weights to start from")
+    train.add_argument("--loss", choices=get_args(PixelLoss), default="charbonnier")
     train.set_defaults(run_command=_train)
 
     sharp = commands.add_parser(
@@ -177,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     sharp.add_argument("--start", type=Path, required=True, help="weights of stage 1")
     sharp.add_argument("--vgg", type=Path, help="torchvision's vgg19 weights file, for the perceptual loss")
     sharp.add_argument("--discriminator-channels", type=int, default=64)
-    sharp.set_defaults(run_command=_train_sharp, flow=None)
+    sharp.set_defaults(run_command=_train_sharp, flow=None, loss="charbonnier")
     return parser
 
 

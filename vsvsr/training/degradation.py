@@ -47,15 +47,18 @@ class Degradation:
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "Degradation":
-        """Parameters with the ranges of eq. 9 and the operators of AnimeSR's loader."""
-        first = rng.uniform(0.2, 3.0)
-        second = first if rng.random() < 0.7 else rng.uniform(0.2, 3.0)
+        """Parameters with the ranges of eq. 9 and the operators of AnimeSR's loader.
+
+        Weaker blur and downsampling without aliasing are drawn more often than the rest of their ranges: as footage is.
+        """
+        first = _draw_sigma(rng)
+        second = first if rng.random() < 0.7 else _draw_sigma(rng)
         return cls(
             sigma=(first, second),
             angle=rng.uniform(0, np.pi),
             noise=rng.uniform(1, 5),
             grey_noise=bool(rng.random() < 0.5),
-            resize=_RESIZES[int(rng.choice(3, p=(0.3, 0.3, 0.4)))],
+            resize=_RESIZES[int(rng.choice(3, p=(0.6, 0.15, 0.25)))],
             crf=int(rng.integers(18, 36)),
             profile=str(rng.choice(["baseline", "main", "high"], p=(0.1, 0.2, 0.7))),
         )
@@ -68,6 +71,10 @@ class Degradation:
             dvd = rng.random() < 0.5
             earlier = ("mpeg2video", int(rng.integers(2, 11))) if dvd else ("libx264", int(rng.integers(18, 36)))
         return replace(self, deinterlacer=deinterlacer, earlier=earlier)
+
+
+def _draw_sigma(rng: np.random.Generator) -> float:
+    return float(0.2 + 2.8 * rng.random() ** 1.7)
 
 
 def blur_kernel(sigma: tuple[float, float], angle: float) -> Tensor:

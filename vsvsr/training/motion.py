@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from vsvsr.training.degradation import blur, blur_kernel
+
 Generator = np.random.Generator
 
 _SPEEDS = {"still": 0.0, "slow": 0.5, "medium": 2.0, "fast": 8.0}
@@ -27,6 +29,16 @@ class SyntheticClip:
 
     frames: np.ndarray
     flow: np.ndarray
+
+
+_SOFTEST = 1.6
+"""Largest standard deviation of a camera's own blur, in high-resolution pixels.
+
+Reduced photographs have far more of the finest detail than video has. A network that knows only those takes every soft
+picture for a blurred one and sharpens it too much: on real clips that cost more than it gained.
+"""
+_SHARP = 0.25
+"""A blur too small to matter."""
 
 
 def _smooth_noise(rng: Generator, frames: int, width: float) -> np.ndarray:
@@ -90,7 +102,7 @@ def _source(photographs: list[np.ndarray], rng: Generator, size: tuple[int, int]
     height, width = photograph.shape[:2]
     largest = min(height / size[0], width / size[1])
     # Reduced pictures are sharp to the pixel, enlarged ones soft, as most real footage is.
-    zoom = min(2.0 ** rng.uniform(-1.2, 1.3), max(largest, 1.0))
+    zoom = min(2.0 ** rng.uniform(-1.5, 1.0), max(largest, 1.0))
     wanted = [min(side, math.ceil(target * zoom * 1.5)) for side, target in zip((height, width), size, strict=True)]
     top, left = (int(rng.integers(0, side - want + 1)) for side, want in zip((height, width), wanted, strict=True))
     piece = Image.fromarray(photograph[top : top + wanted[0], left : left + wanted[1]])
@@ -158,6 +170,8 @@ def synthetic_clip(
 ) -> SyntheticClip:
     """A clip of pans, zooms, turns, hand shake, still shots, a second layer in front, and now and then a cut.
 
+    Each has the softness of some camera.
+
     Args:
         photographs: ``(h, w, 3)`` uint8, each at least as large as ``size``.
         rng: the only source of randomness.
@@ -166,8 +180,11 @@ def synthetic_clip(
         scale: of the super-resolution; speeds are meant in low-resolution pixels.
     """
     cut = int(rng.integers(5, frames - 5)) if frames > 12 and rng.random() < 0.1 else 0
+    softness = float(rng.uniform(0.0, _SOFTEST))
     shots = [_shot(photographs, rng, length, size, scale) for length in (cut, frames - cut) if length]
     flow = torch.cat([part for _, shot in shots for part in (shot, torch.zeros(1, *shot.shape[1:]))][:-1])
-    picture = torch.cat([picture for picture, _ in shots]).clamp_(0, 1)
-    pixels = picture.permute(0, 2, 3, 1).mul_(255).round_().to(torch.uint8)
+    picture = torch.cat([picture for picture, _ in shots])
+    if softness > _SHARP:
+        picture = blur(picture, blur_kernel((softness, softness), 0.0).float())
+    pixels = picture.clamp_(0, 1).permute(0, 2, 3, 1).mul_(255).round_().to(torch.uint8)
     return SyntheticClip(frames=pixels.contiguous().numpy(), flow=flow.half().numpy())

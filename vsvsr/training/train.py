@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from vsvsr.errors import UserError
 from vsvsr.evaluation.compare import sheet
 from vsvsr.models.fastreal import FastRealVSR, save_fastreal
 from vsvsr.training.dataset import Dataset
-from vsvsr.training.losses import charbonnier
+from vsvsr.training.losses import charbonnier, psnr_loss
+
+PixelLoss = Literal["charbonnier", "psnr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class TrainConfig:
         learning_rate: at the start.
         final_rate: what is left of it at the end of a cosine, as a share.
         warmup: optimiser steps over which the learning rate rises from zero.
+        loss: stage 1's pixel loss.
         ema: decay of the averaged weights, which are what is validated and exported.
         bf16: mixed precision: convolutions in bfloat16, weights, sums, losses and flows in fp32.
         checkpointing: compute each frame's activations again in the backward pass instead of keeping them.
@@ -49,6 +52,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     final_rate: float = 0.01
     warmup: int = 200
+    loss: PixelLoss = "charbonnier"
     ema: float = 0.999
     bf16: bool = False
     checkpointing: bool = False
@@ -272,7 +276,8 @@ class Trainer:
 
     def _losses(self, pictures: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """Weighted losses by name, for the network to minimise the sum of; both inputs ``(n, t, 3, h, w)``."""
-        return {"pixel": charbonnier(pictures, truth)}
+        pixel_loss = psnr_loss if self.config.loss == "psnr" else charbonnier
+        return {"pixel": pixel_loss(pictures, truth)}
 
     def _train_critic(self, pictures: Tensor, truth: Tensor) -> dict[str, float]:
         """What else learns from the pictures after each step of the network: nothing in this stage."""
