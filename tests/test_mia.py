@@ -1,5 +1,6 @@
 """MIA-VSR: the authors' network to rounding, and masked work that is left out without a trace."""
 
+import itertools
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import vapoursynth as vs
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.pixels import planes
 from vsvsr.errors import UserError
-from vsvsr.models.mia import MIAVSR, KeepRatios, MaskSite, load, refreshing_gate, threshold_gate
+from vsvsr.models.mia import MIAVSR, Gate, KeepRatios, MaskSite, load, refreshing_gate, threshold_gate
 from vsvsr.models.mia.alignment import patch_align
 from vsvsr.models.mia.block import relative_position_index
 from vsvsr.ops import masked_window_attention
@@ -461,3 +464,25 @@ def test_files_that_want_to_run_code_are_refused(tmp_path: Path) -> None:
     torch.save({"params": Malicious()}, path)
     with pytest.raises(UserError, match="is not a PyTorch checkpoint of tensors alone"):
         load(path)
+
+
+def test_the_filter_gives_what_the_network_gives(tiny_mia: Path, bikes: vs.VideoNode) -> None:
+    source = bikes[:12]
+    frames = [torch.from_numpy(planes(frame)) for frame in source.frames()]
+    cases: list[tuple[dict[str, int], bool, Gate]] = [
+        ({}, True, threshold_gate),
+        ({"mask": 0}, False, threshold_gate),
+        ({"refresh": 2}, True, refreshing_gate(2)),
+    ]
+    pictures = []
+    for arguments, use_mask, gate in cases:
+        filtered = source.vsvsr.MIA(model_path=str(tiny_mia), device_index=-1, length=4, overlap=1, **arguments)
+        with torch.inference_mode():
+            # Frames 4 to 7 are a chunk, with one frame of context on both sides.
+            expected = list(load(tiny_mia, use_mask=use_mask).upscale(frames[3:9], range(1, 5), gate=gate))
+        for n in (4, 7):
+            with filtered.get_frame(n) as frame:
+                torch.testing.assert_close(torch.from_numpy(planes(frame)), expected[n - 4], rtol=1e-5, atol=1e-5)
+        pictures.append(expected[-1])
+    for one, other in itertools.combinations(pictures, 2):
+        assert (one - other).abs().max() > 1e-3
