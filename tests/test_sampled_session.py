@@ -25,6 +25,9 @@ class Recorder:
     def failed(self, frames: Sequence[int]) -> None:
         self.given_up += frames
 
+    def shrink(self) -> None:
+        self.asked.clear()
+
     def counters(self) -> dict[str, int]:
         return {"steps": len(self.asked)}
 
@@ -62,6 +65,8 @@ def test_the_samples_are_seen_once_in_order_before_the_first_frame_is_made() -> 
     assert player.fetched == [0, 8]
     assert player.inner.asked == [4, 2, 0]
     assert player.session.counters() == {"steps": 3}
+    player.session.shrink()
+    assert player.session.counters() == {"steps": 0}
 
 
 def test_a_sample_that_cannot_be_had_is_left_out_from_the_next_request_on() -> None:

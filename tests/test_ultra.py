@@ -730,14 +730,14 @@ def test_the_critic_judges_patches_of_a_clip_over_time() -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[UltraTrainer, dict[str, torch.Tensor], list[dict[str, float]], torch.Tensor]:
-    """A trainer after some steps on one clip, the weights it began with, its losses, and the clip's frames."""
+    """A trainer after some steps on one clip with one noise, its first weights, its losses, and the clip's frames."""
     torch.manual_seed(0)
     config = UltraTrainConfig(degradation=0.8, learning_rate=2e-3, critic_width=4)
     trainer = UltraTrainer(build(TINY), config, prompt=PROMPT, negative=-PROMPT)
     before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
     frames = torch.rand(3, 3, 8, 8)
-    truth, rng = upscale_bicubic(frames).clamp(0, 1), torch.Generator().manual_seed(0)
-    losses = [trainer.step(frames, truth, rng) for _ in range(12)]
+    truth = upscale_bicubic(frames).clamp(0, 1)
+    losses = [trainer.step(frames, truth, torch.Generator().manual_seed(0)) for _ in range(12)]
     return trainer, before, losses, frames
 
 
@@ -758,8 +758,9 @@ def test_training_changes_adapters_first_convolution_and_temporal_shift_alone(tr
 def test_training_fits_a_clip_and_reports_every_loss(trained: Trained) -> None:
     losses = trained[2]
     assert losses[0].keys() == {"mse", "distillation", "gan", "critic", "fake", "real"}
-    assert losses[-1]["mse"] < 0.8 * losses[0]["mse"]
-    assert losses[-1]["critic"] < losses[0]["critic"]
+    # The other two are played against networks that learn too.
+    for name in ("mse", "critic", "fake", "real"):
+        assert losses[-1][name] < losses[0][name], name
 
 
 def test_the_finished_generator_gives_the_pictures_of_the_trained_one(trained: Trained) -> None:
