@@ -77,7 +77,7 @@ CASES = {
         cuts=(13, 14, 23),
         requests=24,
         tries=3,
-        long=100,
+        long=60,
     ),
 }
 

@@ -69,13 +69,15 @@ def tiny_mia(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_ultra(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A UltraVSR network whose frames see their neighbours."""
     torch.manual_seed(5)
-    network = build(TINY)
+    slim = {"block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4}
+    config = replace(TINY, unet={**TINY.unet, **slim}, vae={**TINY.vae, **slim}, rts_conv_channels=3)
+    network = build(config)
     for module in network.modules():
         if isinstance(module, RTSModule):
             torch.nn.init.normal_(module.RTSConv.conv3.weight, std=0.1)
             torch.nn.init.normal_(module.RTSAtten.project_out.weight, std=0.1)
     path = tmp_path_factory.mktemp("weights") / "ultra.safetensors"
-    save_compact(network, TINY, path, {})
+    save_compact(network, config, path, {})
     return path
 
 
