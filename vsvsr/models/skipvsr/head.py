@@ -8,8 +8,6 @@ from vsvsr.models.common import PixelShuffleHead
 from vsvsr.models.skipvsr.gate import Tally, TileGate, sample
 from vsvsr.ops.block_skip import DENSE_FRACTION, TileGrid
 
-HALO = 2
-"""LR pixels around a tile that its reconstruction depends on."""
 _BATCH = 16
 """Tiles reconstructed at a time: few enough for their wide maps to stay in a CPU's caches."""
 
@@ -43,51 +41,52 @@ class GatedHead:
             height, width = features.shape[-2:]
             self._grid = TileGrid(1, height, width, self._tile, features.device)
             self._references = list(samples)
-            self._detail = self._head.detail(features)
-            self._tally.add(self._grid.count, self._grid.count)
-            return self._detail.clone()
+            return self._renew_all(features)
         pairs = list(zip(self._gates, samples, self._references, strict=True))
         active = torch.stack([gate(now, before) for gate, now, before in pairs]).any(0)
         tiles = active.flatten().nonzero()[:, 0]
         if len(tiles) > DENSE_FRACTION * self._grid.count:
-            active.fill_(True)
-            self._detail = self._head.detail(features)
-        else:
-            pixels = self._grid.pixels(features)
-            for batch in torch.split(tiles, _BATCH):
-                self._renew(pixels, batch)
+            self._references = list(samples)
+            return self._renew_all(features)
         self._references = [gate.move(before, now, active) for gate, now, before in pairs]
-        self._tally.add(int(active.sum()), self._grid.count)
-        return self._detail.clone()
+        pixels = self._grid.pixels(features)
+        for batch in torch.split(tiles, _BATCH):
+            self._details.index_copy_(0, batch, self._renew(pixels, batch))
+        self._tally.add(len(tiles), self._grid.count)
+        return self._picture()
 
-    def _renew(self, pixels: Tensor, tiles: Tensor) -> None:
-        """Reconstruct the listed tiles: each convolution takes away a pixel of what surrounds them.
+    def _renew_all(self, features: Tensor) -> Tensor:
+        """Reconstruct everything; returns it as `__call__` does."""
+        grid, side = self._grid, 4 * self._tile
+        detail = self._head.detail(features)
+        missing = (0, grid.columns * side - detail.shape[2], 0, grid.rows * side - detail.shape[1])
+        tiles = F.pad(detail, missing).view(3, grid.rows, side, grid.columns, side)
+        self._details = tiles.permute(1, 3, 0, 2, 4).flatten(0, 1).contiguous()
+        self._tally.add(grid.count, grid.count)
+        return detail
+
+    def _picture(self) -> Tensor:
+        """The tiles put together."""
+        grid, side = self._grid, 4 * self._tile
+        tiles = self._details.view(grid.rows, grid.columns, 3, side, side)
+        whole = tiles.permute(2, 0, 3, 1, 4).reshape(3, grid.rows * side, grid.columns * side)
+        return whole[:, : 4 * grid.height, : 4 * grid.width]
+
+    def _renew(self, pixels: Tensor, tiles: Tensor) -> Tensor:
+        """Reconstruct the listed tiles, ``(k, 3, s, s)``: each convolution takes away a pixel of what surrounds them.
 
         What lies outside the frame is zero before each convolution, as its padding is on the whole frame.
         """
         head, grid = self._head, self._grid
-        inside = grid.inside(tiles)
+        inside = grid.inside(tiles)[:, None]
         x = F.conv2d(grid.gather(pixels, tiles), head.upconv1.weight, head.upconv1.bias)
-        x = F.leaky_relu_(F.pixel_shuffle(x, 2), 0.1)
-        x = F.conv2d(_clear(x, _enlarge(inside, 2)), head.upconv2.weight, head.upconv2.bias)
+        x = F.leaky_relu_(F.pixel_shuffle(x, 2), 0.1).mul_(_enlarge(inside, 2))
+        x = F.conv2d(x, head.upconv2.weight, head.upconv2.bias)
         inside = _enlarge(inside, 4)[..., 2:-2, 2:-2]
-        x = F.leaky_relu_(F.pixel_shuffle(x, 2), 0.1)
-        x = F.leaky_relu_(F.conv2d(_clear(x, inside), head.conv_hr.weight, head.conv_hr.bias), 0.1)
-        x = F.conv2d(_clear(x, inside[..., 1:-1, 1:-1]), head.conv_last.weight, head.conv_last.bias)
-        side = 4 * grid.tile
-        for number, tile in zip(tiles.tolist(), x, strict=True):
-            row, column = divmod(number, grid.columns)
-            target = self._detail[:, side * row : side * (row + 1), side * column : side * (column + 1)]
-            target.copy_(tile[:, : target.shape[1], : target.shape[2]])
+        x = F.leaky_relu_(F.pixel_shuffle(x, 2), 0.1).mul_(inside)
+        x = F.leaky_relu_(F.conv2d(x, head.conv_hr.weight, head.conv_hr.bias), 0.1).mul_(inside[..., 1:-1, 1:-1])
+        return F.conv2d(x, head.conv_last.weight, head.conv_last.bias)
 
 
 def _enlarge(mask: Tensor, times: int) -> Tensor:
-    return mask.repeat_interleave(times, 1).repeat_interleave(times, 2)
-
-
-def _clear(x: Tensor, inside: Tensor) -> Tensor:
-    """``x`` ``(k, c, s, s)`` with zeros where ``inside`` ``(k, s, s)`` is False, in place; most tiles need nothing."""
-    for tile, mask in zip(x, inside, strict=True):
-        if not mask.all():
-            tile *= mask
-    return x
+    return mask.repeat_interleave(times, 2).repeat_interleave(times, 3)
