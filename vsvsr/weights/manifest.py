@@ -85,7 +85,7 @@ MANIFEST: tuple[Weights, ...] = (
         "e9bf46ebb478abfc3002572ae67194f6b99fed5070262d75ec537f9b9df4477e",
     ),
     _shipped(
-        "fastreal-compact-x4", "FastReal", 595_796, "fd89b6066ded963027981b672adb1b39f5a65c4932a2649f69e9f959afa89657"
+        "fastreal-compact-x4", "FastReal", 595_700, "2ce8d780c1b7fcb0c903f095ff403b685e01cb427dc3e25f6346fe867ae0b317"
     ),
     _shipped(
         "skip-estimators-BasicVSR_REDS4",
