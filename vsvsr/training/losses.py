@@ -10,9 +10,9 @@ from vsvsr import weights
 from vsvsr.errors import UserError
 
 
-def charbonnier(prediction: Tensor, truth: Tensor) -> Tensor:
-    """``mean(sqrt(d^2 + 1e-6))``, a smooth L1."""
-    return ((prediction - truth).square() + 1e-6).sqrt().mean()
+def charbonnier(prediction: Tensor, truth: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """``mean(sqrt(d^2 + epsilon))``, a smooth L1."""
+    return ((prediction - truth).square() + epsilon).sqrt().mean()
 
 
 def psnr_loss(prediction: Tensor, truth: Tensor) -> Tensor:

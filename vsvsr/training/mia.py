@@ -24,6 +24,7 @@ from vsvsr.errors import UserError
 from vsvsr.models.mia import MIAVSR, KeepRatios, MaskSite, threshold_gate
 from vsvsr.models.mia.gates import TEMPERATURE, Gate
 from vsvsr.training.dataset import Clips
+from vsvsr.training.losses import charbonnier
 from vsvsr.training.train import processes
 
 _EPSILON = 1e-8
@@ -56,11 +57,6 @@ class MIATrainConfig:
     seed: int = 0
     save_minutes: float = 5.0
     validation_crops: int = 12
-
-
-def charbonnier(prediction: Tensor, truth: Tensor) -> Tensor:
-    """``mean(sqrt(d^2 + 1e-12))``, as the authors' code has it."""
-    return ((prediction - truth).square() + 1e-12).sqrt().mean()
 
 
 def keep_all(site: MaskSite, logits: Tensor) -> Tensor:
@@ -239,7 +235,8 @@ def losses(network: MIAVSR, frames: Tensor, truth: Tensor, *, masked: bool) -> t
     """
     gumbel = GumbelGate()
     gate: Gate = gumbel if masked else keep_all
-    loss = charbonnier(network(frames, gate=gate).float(), truth)
+    # The authors' code has this epsilon.
+    loss = charbonnier(network(frames, gate=gate).float(), truth, 1e-12)
     return loss, gumbel.sparsity() if masked else loss.new_ones(())
 
 
