@@ -91,6 +91,10 @@ ENDS = {
     "with frames in flight and the clip gone": IN_FLIGHT + "del output, clip",
     "with an exception while frames are in flight": IN_FLIGHT + "1 / 0",
     "with sys.exit while frames are in flight": IN_FLIGHT + "sys.exit(0)",
+    "while the device's thread is still at work": (
+        "output.get_frame(0).close(); import torch; from vsvsr.worker import worker_of; "
+        "worker_of(torch.device('cpu')).post(lambda: [torch.ones(300, 300) @ torch.ones(300, 300) for _ in range(500)])"
+    ),
     "with a thread that waits for a frame": (
         IN_FLIGHT + "import threading; threading.Thread(target=lambda: futures[3].result()).start()"
     ),

@@ -16,7 +16,7 @@ from vsvsr.filters.settings import Value
 from vsvsr.frames import Planes
 from vsvsr.streaming import Source
 from vsvsr.weights import folder
-from vsvsr.worker import worker_of
+from vsvsr.worker import stop_workers, worker_of
 
 type Places = tuple[tuple[int, int], ...]
 """(address, stride in bytes) of each plane."""
@@ -122,4 +122,6 @@ def describe(error: BaseException) -> str:
 
 def at_exit(hook: Callable[[], object]) -> None:
     """Have ``hook`` called before the interpreter goes; the plugin stays out of Python from then on."""
+    # The last registered is called first: the threads go when nobody waits for them any more.
+    atexit.register(stop_workers)
     atexit.register(hook)

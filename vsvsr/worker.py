@@ -46,8 +46,9 @@ class Worker:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._jobs: queue.SimpleQueue[_Job[object]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=f"vsvsr {device}", daemon=True).start()
+        self._jobs: queue.SimpleQueue[_Job[object] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"vsvsr {device}", daemon=True)
+        self._thread.start()
 
     def run[Result](self, function: Callable[[], Result]) -> Result:
         """Call ``function`` on the thread, wait, and return or raise what it did."""
@@ -59,13 +60,18 @@ class Worker:
         """Have ``function`` called on the thread, behind all jobs before, without waiting."""
         self._jobs.put(_Job(function))
 
+    def stop(self) -> None:
+        """Finish the jobs so far and end the thread; jobs from now on are never done."""
+        self._jobs.put(None)
+        self._thread.join()
+
     def _work(self) -> None:
         if self._device.type == "cuda":
             # Kernels, streams and graphs go to the thread's current device.
             torch.cuda.set_device(self._device)
         with torch.inference_mode():
-            while True:
-                self._jobs.get().run()
+            while (job := self._jobs.get()) is not None:
+                job.run()
 
 
 _workers: dict[torch.device, Worker] = {}
@@ -76,3 +82,9 @@ def worker_of(device: torch.device) -> Worker:
     if device not in _workers:
         _workers[device] = Worker(device)
     return _workers[device]
+
+
+def stop_workers() -> None:
+    """End the threads of all devices. Python ends a daemon thread inside torch by ending the process with SIGABRT."""
+    for worker in _workers.values():
+        worker.stop()
