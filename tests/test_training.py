@@ -435,6 +435,33 @@ def test_stage_2_starts_from_a_network_without_attention_and_says_when_there_is_
     assert 0 < float(change.abs().max()) < 1e-3
 
 
+def test_a_training_for_another_scale_starts_from_everything_but_the_head(
+    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_dataset(sources, tmp_path / "half", dataclasses.replace(DATA, scale=2))
+    torch.manual_seed(1)
+    start = FastRealVSR(TINY)
+    save_fastreal(start, tmp_path / "x4.safetensors", {})
+    data = str(tmp_path / "half")
+    options = ["--scale", "2", "--steps", "1", "--batch", "1", "--frames", "6", "--crop", "16"]
+    paths = [data, data, str(tmp_path / "run"), "--start", str(tmp_path / "x4.safetensors")]
+    monkeypatch.setattr(sys, "argv", ["training", "train", *paths, *options])
+    assert main() == 0
+    trained = load_fastreal(tmp_path / "run/last.safetensors")
+    assert trained.scale == 2
+    assert trained.conv_last.weight.shape == (12, 8, 3, 3)
+    change = trained.state_dict()["rb1.main.0.weight"] - start.state_dict()["rb1.main.0.weight"]
+    assert 0 < float(change.abs().max()) < 1e-2
+
+
+def test_half_the_scale_takes_half_the_blur_and_noise_so_that_small_frames_look_the_same() -> None:
+    for seed in range(20):
+        x4, x2 = (Degradation.draw(np.random.default_rng(seed), scale=scale) for scale in (4, 2))
+        assert x2.sigma == pytest.approx([sigma / 2 for sigma in x4.sigma])
+        assert x2.noise == pytest.approx(x4.noise / 2)
+        assert (x2.crf, x2.resize, x2.profile) == (x4.crf, x4.resize, x4.profile)
+
+
 def test_training_crops_match_their_truth(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no training clips in"):
         Clips(tmp_path, frames=2, crop=4)

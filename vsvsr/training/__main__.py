@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import FastRealConfig, FastRealVSR, load_fastreal
+from vsvsr.models.fastreal import HEAD, FastRealConfig, FastRealVSR, load_fastreal
 from vsvsr.models.fastreal.config import COMPACT, Variant
 from vsvsr.training.dataset import Dataset, DatasetConfig, build_dataset
 from vsvsr.training.flow import train_flow
@@ -27,14 +27,15 @@ def _network(arguments: argparse.Namespace, hsa: Variant | None) -> FastRealVSR:
     torch.manual_seed(arguments.seed)
     if arguments.start is not None:
         start = load_fastreal(arguments.start)
-        network = FastRealVSR(start.config if hsa is None else replace(start.config, hsa=hsa))
-        # Attention of another kind begins anew.
-        same = network.config.hsa == start.config.hsa
-        kept = {name: value for name, value in start.state_dict().items() if same or not name.startswith("hsa.")}
-        network.load_state_dict(kept, strict=same)
+        base = start.config
     else:
         base = COMPACT if arguments.size == "compact" else FastRealConfig()
-        network = FastRealVSR(replace(base, scale=arguments.scale, hsa=hsa or base.hsa))
+    network = FastRealVSR(replace(base, scale=arguments.scale or base.scale, hsa=hsa or base.hsa))
+    if arguments.start is not None:
+        # Attention of another kind and the head of another scale begin anew.
+        changed = ("hsa.",) * (network.config.hsa != base.hsa) + HEAD * (network.scale != base.scale)
+        kept = {name: value for name, value in start.state_dict().items() if not name.startswith(changed)}
+        network.load_state_dict(kept, strict=not changed)
     if arguments.flow is not None:
         network.flow_estimator.load_state_dict(load_file(arguments.flow))
     elif arguments.start is None:
@@ -166,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="stage 1: recurrent training with a pixel loss; carries on where it was")
     _add_training(train, steps=None, learning_rate=1e-3)
     train.add_argument("--size", choices=("compact", "full"), default="compact")
-    train.add_argument("--scale", type=int, choices=(2, 4), default=4)
+    train.add_argument("--scale", type=int, choices=(2, 4), help="of new weights 4, otherwise that of --start")
     train.add_argument("--flow", type=Path, help="weights of the flow estimator (safetensors)")
     train.add_argument("--start", type=Path, help="trained weights to start from")
     train.add_argument("--loss", choices=get_args(PixelLoss), default="charbonnier")
@@ -179,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     sharp.add_argument("--start", type=Path, required=True, help="weights of stage 1")
     sharp.add_argument("--vgg", type=Path, help="torchvision's vgg19 weights file, for the perceptual loss")
     sharp.add_argument("--discriminator-channels", type=int, default=64)
-    sharp.set_defaults(run_command=_train_sharp, flow=None, loss="charbonnier")
+    sharp.set_defaults(run_command=_train_sharp, flow=None, scale=None, loss="charbonnier")
     return parser
 
 

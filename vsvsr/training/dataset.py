@@ -109,7 +109,7 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
             clip = synthetic_clip(photographs, rng, frames=config.frames, size=config.size, scale=config.scale)
             frames = clip.frames
             np.save(folder / "motion.npy", clip.flow)
-        degradation = Degradation.draw(rng)
+        degradation = Degradation.draw(rng, scale=config.scale)
         seed = int(rng.integers(2**31))
         # Drawn last: a clip is the same but for its past, whatever these shares are.
         degradation = degradation.with_past(

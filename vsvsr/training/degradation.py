@@ -46,17 +46,20 @@ class Degradation:
     earlier: tuple[Literal["mpeg2video", "libx264"], int] | None = None
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Degradation":
+    def draw(cls, rng: np.random.Generator, *, scale: int) -> "Degradation":
         """Parameters with the ranges of eq. 9 and the operators of AnimeSR's loader.
 
         Weaker blur and downsampling without aliasing are drawn more often than the rest of their ranges: as footage is.
+        The ranges are those of x4; with a smaller scale blur and noise shrink, and low-resolution frames stay as they
+        are.
         """
-        first = _draw_sigma(rng)
-        second = first if rng.random() < 0.7 else _draw_sigma(rng)
+        share = scale / 4
+        first = share * _draw_sigma(rng)
+        second = first if rng.random() < 0.7 else share * _draw_sigma(rng)
         return cls(
             sigma=(first, second),
             angle=rng.uniform(0, np.pi),
-            noise=rng.uniform(1, 5),
+            noise=share * rng.uniform(1, 5),
             grey_noise=bool(rng.random() < 0.5),
             resize=_RESIZES[int(rng.choice(3, p=(0.6, 0.15, 0.25)))],
             crf=int(rng.integers(18, 36)),

@@ -12,6 +12,9 @@ from vsvsr.models.fastreal.config import FastRealConfig
 from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.ops import flow_warp
 
+HEAD = ("upconv1.", "upconv2.", "conv_hr.", "conv_last.")
+"""Beginnings of the names of the layers that make pictures of states; their shapes depend on the scale."""
+
 
 class FastRealVSR(nn.Module):
     """Video super-resolution of "Mitigating Artifacts in Real-World Video Super-Resolution Models" (AAAI 2023).
