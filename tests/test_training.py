@@ -462,6 +462,20 @@ def test_half_the_scale_takes_half_the_blur_and_noise_so_that_small_frames_look_
         assert (x2.crf, x2.resize, x2.profile) == (x4.crf, x4.resize, x4.profile)
 
 
+def test_clean_clips_show_the_same_scenes_and_are_only_downsampled(sources: Path, data: Path, tmp_path: Path) -> None:
+    build_dataset(sources, tmp_path / "clean", dataclasses.replace(DATA, clean=True))
+    for name in ("00000", "00001"):
+        truth = np.load(tmp_path / "clean" / name / "gt.npy")
+        assert np.array_equal(truth, np.load(data / name / "gt.npy"))
+        small = np.load(tmp_path / "clean" / name / "lr.npy")
+        for frame, expected in zip(truth, small, strict=True):
+            for plane in range(3):
+                # Pillow's bicubic also widens its kernel (a = -0.5) by the factor.
+                image = Image.fromarray(frame[..., plane].astype(np.float32))
+                reference = np.asarray(image.resize((32, 24), Image.Resampling.BICUBIC))
+                assert np.abs(reference.clip(0, 255) - expected[..., plane]).max() <= 0.51
+
+
 def test_training_crops_match_their_truth(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no training clips in"):
         Clips(tmp_path, frames=2, crop=4)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import FastRealVSR
-from vsvsr.training.degradation import Degradation, degrade
+from vsvsr.training.degradation import Degradation, degrade, shrink
 from vsvsr.training.motion import synthetic_clip
 from vsvsr.training.video import read_video, video_size
 
@@ -29,6 +29,7 @@ class DatasetConfig:
         frames: length of each.
         size: height and width of the high-resolution frames, multiples of ``4 * scale``.
         scale: 2 or 4.
+        clean: only downsample, see `vsvsr.training.degradation.shrink`, instead of eq. 9.
         video_share: share of the clips cut from real videos, when there are any.
         interlaced_share: share of the clips that have been interlaced before.
         recompressed_share: share of the clips that are compressed twice.
@@ -39,6 +40,7 @@ class DatasetConfig:
     frames: int = 30
     size: tuple[int, int] = (320, 448)
     scale: int = 4
+    clean: bool = False
     video_share: float = 0.5
     interlaced_share: float = 0.0
     recompressed_share: float = 0.0
@@ -109,15 +111,19 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
             clip = synthetic_clip(photographs, rng, frames=config.frames, size=config.size, scale=config.scale)
             frames = clip.frames
             np.save(folder / "motion.npy", clip.flow)
-        degradation = Degradation.draw(rng, scale=config.scale)
-        seed = int(rng.integers(2**31))
-        # Drawn last: a clip is the same but for its past, whatever these shares are.
-        degradation = degradation.with_past(
-            rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
-        )
         np.save(folder / "gt.npy", frames)
-        np.save(folder / "lr.npy", degrade(frames, degradation, scale=config.scale, seed=seed))
-        settings = {name: value for name, value in asdict(degradation).items() if value is not None}
+        if config.clean:
+            settings = {"resize": "bicubic with anti-aliasing"}
+            np.save(folder / "lr.npy", shrink(frames, scale=config.scale))
+        else:
+            degradation = Degradation.draw(rng, scale=config.scale)
+            seed = int(rng.integers(2**31))
+            # Drawn last: a clip is the same but for its past, whatever these shares are.
+            degradation = degradation.with_past(
+                rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
+            )
+            settings = {name: value for name, value in asdict(degradation).items() if value is not None}
+            np.save(folder / "lr.npy", degrade(frames, degradation, scale=config.scale, seed=seed))
         (folder / "clip.json").write_text(json.dumps(settings))
 
 

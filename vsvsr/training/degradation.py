@@ -1,4 +1,6 @@
-"""Eq. 9: blur, noise, downsampling, H.264; optionally after an earlier life as interlaced or compressed footage."""
+"""Eq. 9: blur, noise, downsampling, H.264; optionally after an earlier life as interlaced or compressed footage.
+
+And plain downsampling, for networks that are meant for clean clips."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -122,6 +124,22 @@ def downsample(images: Tensor, scale: int, resize: Resize) -> Tensor:
         return F.avg_pool2d(images, scale)
     height, width = images.shape[-2:]
     return F.interpolate(images, (height // scale, width // scale), mode=resize, align_corners=False)
+
+
+def shrink(frames: np.ndarray, *, scale: int) -> np.ndarray:
+    """Bicubic downsampling with anti-aliasing and nothing else: what published BasicVSR and MIA-VSR were trained for.
+
+    Args:
+        frames: ``(t, h, w, 3)`` uint8, sides multiples of ``scale``.
+        scale: downsampling factor.
+
+    Returns:
+        ``(t, h / scale, w / scale, 3)`` uint8.
+    """
+    height, width = frames.shape[1:3]
+    images = torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).float()
+    small = F.interpolate(images, (height // scale, width // scale), mode="bicubic", antialias=True)
+    return small.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def degrade(frames: np.ndarray, degradation: Degradation, *, scale: int, seed: int) -> np.ndarray:
