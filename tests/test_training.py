@@ -280,6 +280,24 @@ def test_a_run_leaves_weights_a_log_and_sample_pictures(data: Path, tmp_path: Pa
         assert picture.size == (3 * 132 - 4, 2 * 100 - 4 + 18)
 
 
+def test_the_loss_on_flicker_is_for_errors_that_come_and_go_and_not_for_those_that_move_along(
+    data: Path, tmp_path: Path
+) -> None:
+    training = trainer(data, tmp_path, TrainConfig(steps=1, steadiness=2.0))
+    truth = torch.rand(1, 4, 3, 64, 64)
+    flows = torch.zeros(1, 4, 2, 16, 16)
+    flows[:, :, 0] = 1  # low-resolution pixels to the right, in the frame before
+    pattern = 0.1 * torch.rand(1, 3, 64, 80)
+    moving = torch.stack([pattern[..., 4 * i : 4 * i + 64] for i in range(4)], dim=1)
+    standing = pattern[:, None, ..., :64].expand(1, 4, 3, 64, 64)
+    along, against, twice = (
+        training._losses(truth + error, truth, flows) for error in (moving, standing, 2 * standing)
+    )
+    assert float(along["steadiness"]) < 0.4 * float(against["steadiness"])
+    assert float(twice["steadiness"]) == pytest.approx(2 * float(against["steadiness"]), rel=0.01)
+    assert list(trainer(data, tmp_path, TrainConfig(steps=1))._losses(truth, truth, flows)) == ["pixel"]
+
+
 @pytest.mark.parametrize("stateless", [False, True])
 def test_checkpointing_gives_the_gradients_of_plain_training(data: Path, stateless: bool) -> None:
     torch.manual_seed(0)
@@ -374,21 +392,21 @@ def test_a_resumed_adversarial_run_ends_with_the_weights_of_an_uninterrupted_one
 
 def test_the_discriminator_learns_to_tell_pictures_from_truth(data: Path, tmp_path: Path) -> None:
     sharp = sharp_trainer(data, tmp_path, dataclasses.replace(SHARP, learning_rate=0.0))
-    _, truth, _ = next(sharp._chunks())
+    _, truth, flows = next(sharp._chunks())
     made = truth + 0.2 * torch.randn(truth.shape)
     losses = [sharp._train_critic(made, truth)["discriminator"] for _ in range(40)]
     assert losses[0] == pytest.approx(2 * np.log(2), abs=0.3)
     assert losses[-1] < 0.7 * losses[0]
-    terms = sharp._losses(made, truth)
-    assert float(terms["gan"]) > float(sharp._losses(truth, truth)["gan"])
+    terms = sharp._losses(made, truth, flows)
+    assert float(terms["gan"]) > float(sharp._losses(truth, truth, flows)["gan"])
     assert all(parameter.requires_grad for parameter in sharp.critic.parameters())
 
 
 def test_the_adversarial_loss_reaches_the_network_and_not_the_critic(data: Path, tmp_path: Path) -> None:
     sharp = sharp_trainer(data, tmp_path, SHARP)
-    _, truth, _ = next(sharp._chunks())
+    _, truth, flows = next(sharp._chunks())
     pictures = (truth * 0.5).requires_grad_()
-    sharp._losses(pictures, truth)["gan"].backward()
+    sharp._losses(pictures, truth, flows)["gan"].backward()
     assert pictures.grad is not None
     assert float(pictures.grad.abs().max()) > 0
     assert all(parameter.grad is None for parameter in sharp.critic.parameters())

@@ -52,6 +52,7 @@ def _settings(arguments: argparse.Namespace, *, final_rate: float) -> TrainConfi
         learning_rate=arguments.learning_rate,
         final_rate=final_rate,
         loss=arguments.loss,
+        steadiness=arguments.steadiness,
         bf16=arguments.bf16,
         checkpointing=arguments.checkpointing,
         stateless=arguments.stateless,
@@ -173,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--flow", type=Path, help="weights of the flow estimator (safetensors)")
     train.add_argument("--start", type=Path, help="trained weights to start from")
     train.add_argument("--loss", choices=get_args(PixelLoss), default="charbonnier")
+    train.add_argument("--steadiness", type=float, default=0.0, help="weight of a loss on flicker")
     train.set_defaults(run_command=_train)
 
     sharp = commands.add_parser(
@@ -182,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     sharp.add_argument("--start", type=Path, required=True, help="weights of stage 1")
     sharp.add_argument("--vgg", type=Path, help="torchvision's vgg19 weights file, for the perceptual loss")
     sharp.add_argument("--discriminator-channels", type=int, default=64)
-    sharp.set_defaults(run_command=_train_sharp, flow=None, scale=None, loss="charbonnier")
+    sharp.set_defaults(run_command=_train_sharp, flow=None, scale=None, loss="charbonnier", steadiness=0.0)
     return parser
 
 

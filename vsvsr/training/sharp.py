@@ -73,7 +73,7 @@ class SharpTrainer(Trainer):
             self.critic.parameters(), lr=sharp.discriminator_rate, betas=(0.9, 0.99)
         )
 
-    def _losses(self, pictures: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    def _losses(self, pictures: Tensor, truth: Tensor, flows: Tensor) -> dict[str, Tensor]:
         """L1, perceptual, and how surely the critic takes the pictures for made ones."""
         made, real = pictures.flatten(0, 1), truth.flatten(0, 1)
         losses = {"pixel": self.sharp.pixel * F.l1_loss(made, real)}

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from vsvsr.errors import UserError
 from vsvsr.evaluation.compare import sheet
 from vsvsr.models.fastreal import FastRealVSR, save_fastreal
+from vsvsr.ops import flow_warp
 from vsvsr.training.dataset import Dataset
 from vsvsr.training.losses import charbonnier, psnr_loss
 
@@ -37,6 +38,8 @@ class TrainConfig:
         final_rate: what is left of it at the end of a cosine, as a share.
         warmup: optimiser steps over which the learning rate rises from zero.
         loss: stage 1's pixel loss.
+        steadiness: weight of the same loss between the errors of neighbouring frames, along the motion; 0 leaves it
+            out.
         ema: decay of the averaged weights, which are what is validated and exported.
         bf16: mixed precision: convolutions in bfloat16, weights, sums, losses and flows in fp32.
         checkpointing: compute each frame's activations again in the backward pass instead of keeping them.
@@ -53,6 +56,7 @@ class TrainConfig:
     final_rate: float = 0.01
     warmup: int = 200
     loss: PixelLoss = "charbonnier"
+    steadiness: float = 0.0
     ema: float = 0.999
     bf16: bool = False
     checkpointing: bool = False
@@ -121,6 +125,13 @@ def _unroll_checkpointed(
         pictures.append(checkpoint(network.reconstruct, hidden, frame, use_reentrant=False))
     assert hidden is not None  # a clip has frames
     return torch.stack(pictures, dim=1), hidden
+
+
+def _follow(pictures: Tensor, flows: Tensor) -> Tensor:
+    """Pictures ``(n, t, c, s h, s w)`` warped by the flows ``(n, t, 2, h, w)`` from the frames behind them."""
+    scale = pictures.shape[-1] // flows.shape[-1]
+    large = scale * F.interpolate(flows.flatten(0, 1), scale_factor=scale, mode="bilinear")
+    return flow_warp(pictures.flatten(0, 1), large, padding="border").view_as(pictures)
 
 
 _SAMPLES = 4
@@ -257,7 +268,7 @@ class Trainer:
                     checkpointing=config.checkpointing,
                 )
             pictures = pictures.float()
-            losses = self._losses(pictures, truth)
+            losses = self._losses(pictures, truth, flows)
             losses = {"loss": torch.stack(list(losses.values())).sum(), **losses}
             self._backward(self.optimiser, losses["loss"])
             norm = nn.utils.clip_grad_norm_(self.parameters, 0.5)
@@ -274,10 +285,21 @@ class Trainer:
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16)
 
-    def _losses(self, pictures: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """Weighted losses by name, for the network to minimise the sum of; both inputs ``(n, t, 3, h, w)``."""
+    def _losses(self, pictures: Tensor, truth: Tensor, flows: Tensor) -> dict[str, Tensor]:
+        """Weighted losses by name, for the network to minimise the sum of.
+
+        Args:
+            pictures: ``(n, t, 3, s h, s w)``.
+            truth: the same shape.
+            flows: into the frame before each frame, ``(n, t, 2, h, w)`` in low-resolution pixels.
+        """
         pixel_loss = psnr_loss if self.config.loss == "psnr" else charbonnier
-        return {"pixel": pixel_loss(pictures, truth)}
+        losses = {"pixel": pixel_loss(pictures, truth)}
+        if self.config.steadiness and pictures.shape[1] > 1:
+            errors = pictures - truth
+            before = _follow(errors[:, :-1], flows[:, 1:])
+            losses["steadiness"] = self.config.steadiness * pixel_loss(errors[:, 1:], before)
+        return losses
 
     def _train_critic(self, pictures: Tensor, truth: Tensor) -> dict[str, float]:
         """What else learns from the pictures after each step of the network: nothing in this stage."""
