@@ -28,6 +28,9 @@ from vsvsr.training.losses import charbonnier
 from vsvsr.training.train import processes
 
 _EPSILON = 1e-8
+_BORDER = 16
+"""High-resolution pixels on each side of a crop that validation leaves out: convolutions see zeros beyond the border,
+which is a large part of a crop and a small one of a frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +245,10 @@ def losses(network: MIAVSR, frames: Tensor, truth: Tensor, *, masked: bool) -> t
 
 @torch.inference_mode()
 def validate(network: MIAVSR, clips: Clips, gate: Gate, *, count: int) -> dict[str, float]:
-    """Mean PSNR in dB (RGB) over crops, that of bicubic interpolation, and the share of positions kept."""
+    """Mean PSNR in dB (RGB) over crops, that of bicubic interpolation, and the share of positions kept.
+
+    What lies near a crop's border is not judged.
+    """
     device = network.conv_first.weight.device
     rng = np.random.default_rng(0)
     ratios: list[float] = []
@@ -259,7 +265,9 @@ def validate(network: MIAVSR, clips: Clips, gate: Gate, *, count: int) -> dict[s
 
 
 def _psnr(pictures: Tensor, truth: Tensor) -> float:
-    return -10 * float(torch.log10(F.mse_loss(pictures.clamp(0, 1), truth)))
+    inner = slice(_BORDER, -_BORDER)
+    pictures, truth = (x[..., inner, inner] for x in (pictures.clamp(0, 1), truth))
+    return -10 * float(torch.log10(F.mse_loss(pictures, truth)))
 
 
 def load_start(network: MIAVSR, path: Path) -> None:
