@@ -29,8 +29,8 @@ from vsvsr.training.train import processes
 
 _EPSILON = 1e-8
 _BORDER = 16
-"""High-resolution pixels on each side of a crop that validation leaves out: convolutions see zeros beyond the border,
-which is a large part of a crop and a small one of a frame."""
+"""High-resolution pixels on each side of a crop that are not judged: convolutions see zeros beyond it, and errors that
+belong to the rim, a large part of a crop and a small one of a frame, would rule the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,16 +239,13 @@ def losses(network: MIAVSR, frames: Tensor, truth: Tensor, *, masked: bool) -> t
     gumbel = GumbelGate()
     gate: Gate = gumbel if masked else keep_all
     # The authors' code has this epsilon.
-    loss = charbonnier(network(frames, gate=gate).float(), truth, 1e-12)
+    loss = charbonnier(_inner(network(frames, gate=gate)).float(), _inner(truth), 1e-12)
     return loss, gumbel.sparsity() if masked else loss.new_ones(())
 
 
 @torch.inference_mode()
 def validate(network: MIAVSR, clips: Clips, gate: Gate, *, count: int) -> dict[str, float]:
-    """Mean PSNR in dB (RGB) over crops, that of bicubic interpolation, and the share of positions kept.
-
-    What lies near a crop's border is not judged.
-    """
+    """Mean PSNR in dB (RGB) over crops, that of bicubic interpolation, and the share of positions kept."""
     device = network.conv_first.weight.device
     rng = np.random.default_rng(0)
     ratios: list[float] = []
@@ -265,9 +262,11 @@ def validate(network: MIAVSR, clips: Clips, gate: Gate, *, count: int) -> dict[s
 
 
 def _psnr(pictures: Tensor, truth: Tensor) -> float:
-    inner = slice(_BORDER, -_BORDER)
-    pictures, truth = (x[..., inner, inner] for x in (pictures.clamp(0, 1), truth))
-    return -10 * float(torch.log10(F.mse_loss(pictures, truth)))
+    return -10 * float(torch.log10(F.mse_loss(_inner(pictures).clamp(0, 1), _inner(truth))))
+
+
+def _inner(pictures: Tensor) -> Tensor:
+    return pictures[..., _BORDER:-_BORDER, _BORDER:-_BORDER]
 
 
 def load_start(network: MIAVSR, path: Path) -> None:
