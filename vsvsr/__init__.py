@@ -32,7 +32,8 @@ def FastReal(
 
     Args:
         clip: RGBS or RGBH, from 16x16.
-        model: shipped weights by name; default ``fastreal-compact-x4``.
+        model: shipped weights by name: ``fastreal-compact-x4`` (the default), or ``fastreal-compact-x2`` for twice the
+            size.
         model_path: a weights file of your own instead.
         device_index: CUDA device, -1 = CPU; default the first GPU if there is one.
         tile: width and height of spatial tiles in source pixels, 0 = whole frame; less memory, other pixels.

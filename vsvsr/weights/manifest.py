@@ -88,6 +88,9 @@ MANIFEST: tuple[Weights, ...] = (
         "fastreal-compact-x4", "FastReal", 595_700, "2ce8d780c1b7fcb0c903f095ff403b685e01cb427dc3e25f6346fe867ae0b317"
     ),
     _shipped(
+        "fastreal-compact-x2", "FastReal", 553_540, "c2480de29d36a0a03d266a63bde3867dece1b872590c20001e24bb76caeb1ece"
+    ),
+    _shipped(
         "skip-estimators-BasicVSR_REDS4",
         "Skip",
         1_448,

@@ -1,0 +1,28 @@
+"""FastReal's shipped weights do what they are for, on a clip that they were not trained on."""
+
+import numpy as np
+import pytest
+import vapoursynth as vs
+
+from tests.clips import clip_path
+
+
+def pixels(clip: vs.VideoNode) -> np.ndarray:
+    """Frames from the fifth on, ``(t, 3, h, w)``."""
+    return np.stack([np.stack([np.asarray(frame[plane]) for plane in range(3)]) for frame in clip.frames()])[5:]
+
+
+def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
+    return float(-10 * np.log10(np.mean((picture.clip(0, 1) - truth) ** 2)))
+
+
+@pytest.mark.parametrize("scale", [4, 2])
+def test_fastreal_comes_closer_to_the_truth_than_bicubic(core: vs.Core, scale: int) -> None:
+    truth = core.bs.VideoSource(str(clip_path("bikes.mp4")), cachemode=0)[45:55]
+    truth = core.resize.Bicubic(truth, format=vs.RGBS, matrix_in_s="709").std.CropAbs(384, 240, 100, 16)
+    small = truth.resize.Bilinear(width=384 // scale, height=240 // scale)
+    enlarged = small.vsvsr.FastReal(model=f"fastreal-compact-x{scale}", device_index=-1)
+    assert (enlarged.width, enlarged.height) == (384, 240)
+    bicubic = small.resize.Bicubic(width=384, height=240, filter_param_a=0, filter_param_b=0.5)
+    gain = psnr(pixels(enlarged), pixels(truth)) - psnr(pixels(bicubic), pixels(truth))
+    assert gain > 0.5
