@@ -369,7 +369,7 @@ class TestFilterInstance:
 
     def test_memory_that_stays_too_small_is_one_clear_error_and_the_filter_lives(self, emptied: list[str]) -> None:
         instance = FilterInstance(Opened(Hungry(2, []), CPU, 4), CLIP)
-        with pytest.raises(UserError, match="the device's memory is used up; give a smaller tile or state_cache"):
+        with pytest.raises(UserError, match="the device's memory is used up; give smaller tiles or caches"):
             instance.render(0, ())
         assert instance.render(0, ()) == 0
 

@@ -79,7 +79,7 @@ class FilterInstance:
             return self._worker.run(function)
         except torch.OutOfMemoryError:
             raise UserError(
-                "the device's memory is used up; give a smaller tile or state_cache, or close what else uses it"
+                "the device's memory is used up; give smaller tiles or caches, or close what else uses it"
             ) from None
 
 
