@@ -85,7 +85,7 @@ MANIFEST: tuple[Weights, ...] = (
         "e9bf46ebb478abfc3002572ae67194f6b99fed5070262d75ec537f9b9df4477e",
     ),
     _shipped(
-        "fastreal-compact-x4", "FastReal", 595_700, "2ce8d780c1b7fcb0c903f095ff403b685e01cb427dc3e25f6346fe867ae0b317"
+        "fastreal-compact-x4", "FastReal", 595_620, "e3881c4295bdcb184499a7d1f6f2046abc275b8f74190db0cc2aef4356a705d2"
     ),
     _shipped(
         "fastreal-compact-x2", "FastReal", 553_540, "c2480de29d36a0a03d266a63bde3867dece1b872590c20001e24bb76caeb1ece"
