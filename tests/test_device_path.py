@@ -378,7 +378,8 @@ class TestFilterInstance:
         events = emptied
         instance = FilterInstance(Opened(Hungry(0, events), CPU, 4), CLIP)
         worker = instance._worker
-        worker.run(events.clear)  # behind what other tests have left
         del instance
         worker.run(lambda: None)
-        assert events == ["the session went on vsvsr cpu", "vsvsr cpu"]
+        # Filters that other tests have left may go meanwhile.
+        went = events.index("the session went on vsvsr cpu")
+        assert events[went + 1] == "vsvsr cpu"

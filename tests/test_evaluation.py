@@ -1,8 +1,10 @@
 """Metrics against values worked out by hand or by the published code."""
 
 import csv
+import itertools
 import math
 import subprocess
+import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -22,6 +24,7 @@ from vsvsr.evaluation.compare import frame_scores, score, sheet
 from vsvsr.evaluation.metrics import flicker, luma, psnr, round_to_8_bit, ssim
 from vsvsr.evaluation.niqe import niqe
 from vsvsr.models.fastreal.flow import LightFlow
+from vsvsr.weights import find
 
 PUBLISHED_NIQE = 6.56393
 """What BasicSR 1.4.2 gives for the picture of the test."""
@@ -124,10 +127,17 @@ def script() -> ModuleType:
     return module
 
 
-def test_the_table_compares_three_methods_in_every_case(film: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script().print_table([film], 4, 8, "area", None)
+def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate_fastreal", *map(str, arguments)])
+    script().main()
+
+
+def test_the_table_compares_three_methods_in_every_case(
+    film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_script(monkeypatch, film, "--first", 4, "--frames", 8)
     lines = capsys.readouterr().out.splitlines()
-    assert "area downsampling, 8 frames from frame 4, the first 5 not judged" in lines[0]
+    assert "x4, area downsampling, own motion, 8 frames from frame 4, the first 5 not judged" in lines[0]
     rows = [line.split() for line in lines[2:11]]
     assert [row[4] for row in rows] == ["bicubic", "Lanczos", "FastReal"] * 3
     assert [row[1:4] for row in rows[::3]] == [["0.4", "1.0", "20"], ["1.2", "3.0", "25"], ["2.5", "5.0", "33"]]
@@ -138,12 +148,35 @@ def test_the_table_compares_three_methods_in_every_case(film: Path, capsys: pyte
     assert float(summary.split("mean ")[1].split(",")[0]) == pytest.approx(np.mean(gains), abs=2e-3)
 
 
-def test_drift_is_written_for_a_moving_and_a_still_clip(
-    film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_table_compares_with_a_twin_without_a_state_at_either_scale(
+    film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script().write_drift([film], 12, "bicubic", None, tmp_path)
-    assert "film still, 12 frames, FastReal: PSNR-Y" in capsys.readouterr().out
-    for kind in ("moving", "still"):
+    weights = find("fastreal-compact-x2")
+    run_script(monkeypatch, film, "--frames", 8, "--first", 0, "--scale", 2, "--motion", "slow", "--twin", weights)
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines[2:14]]
+    assert [row[4] for row in rows] == ["bicubic", "Lanczos", "FastReal", "twin"] * 3
+    # The same weights, but the first of these has a state.
+    assert all(0 < abs(float(rows[i][5]) - float(rows[i + 1][5])) < 2 for i in (2, 6, 10))
+    assert any(line.startswith("FastReal minus twin, flicker") for line in lines)
+
+
+def test_a_slow_pan_moves_by_a_pixel_a_frame_and_a_still_clip_not_at_all(film: Path) -> None:
+    module = script()
+    truth = module.open_truth(film)[:8]
+    still, slow = (list(module.pictures(module.with_motion(truth, motion))) for motion in ("still", "slow"))
+    assert len(still) == len(slow) == 8
+    assert all(np.array_equal(frame, still[0]) for frame in still)
+    assert all(np.array_equal(a[:, 1:], b[:, :-1]) for a, b in itertools.pairwise(slow))
+    assert not np.array_equal(slow[0], slow[1])
+
+
+def test_drift_is_written_for_a_moving_and_a_still_clip(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_script(monkeypatch, film, "--frames", 12, "--downsampling", "bicubic", "--drift", tmp_path)
+    assert "film, still motion, 12 frames, FastReal: PSNR-Y" in capsys.readouterr().out
+    for kind in ("own", "still"):
         with (tmp_path / f"film-{kind}.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert [(row["clip"], row["frame"]) for row in rows] == [
@@ -156,7 +189,7 @@ def test_the_scripts_degradation_is_blur_noise_average_and_codec(film: Path, tmp
     module = script()
     truth = module.open_truth(film)[:3]
     assert (truth.width, truth.height) == (160, 96)
-    small = module.degrade(truth, (0.01, 0.0, 1), "area", tmp_path / "small.mkv")
+    small = module.degrade(truth, (0.01, 0.0, 1), "area", tmp_path / "small.mkv", scale=4)
     averages = [frame.reshape(24, 4, 40, 4, 3).mean((1, 3)) for frame in module.pictures(truth)]
     # On luma, which the codec keeps at full size.
     weights = np.array((0.2126, 0.7152, 0.0722))
