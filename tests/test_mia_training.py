@@ -1,6 +1,7 @@
 """Training of MIA-VSR's masks."""
 
 import csv
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from vsvsr.errors import UserError
 from vsvsr.models.mia import MIAVSR, MaskSite, load
 from vsvsr.training.dataset import Clips
-from vsvsr.training.mia import GumbelGate, MIATrainConfig, Trainer, keep_all, load_start, losses
+from vsvsr.training.mia import GumbelGate, MIATrainConfig, Trainer, keep_all, load_start, losses, main
 
 SITE = MaskSite("backward_1", 1, 0)
 
@@ -157,3 +158,12 @@ def test_a_deeper_network_starts_from_a_shallower_one(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"does not fit: .*layers.0"):
         load_start(MIAVSR(8, (), (), 8), path)
+
+
+def test_a_crop_of_which_nothing_is_judged_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mia", "clips", "check", "run", "--crop", "8"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.endswith("error: --crop 8 is not possible; allowed: more than 8\n")

@@ -315,6 +315,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-minutes", type=float, default=5.0)
     arguments = parser.parse_args()
+    if 4 * arguments.crop <= 2 * _BORDER:
+        parser.error(f"--crop {arguments.crop} is not possible; allowed: more than {_BORDER // 2}")
     torch.manual_seed(arguments.seed)
     network = MIAVSR(
         arguments.embed_dim, arguments.depths, [arguments.heads] * len(arguments.depths), arguments.mid_channels
