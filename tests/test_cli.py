@@ -18,8 +18,8 @@ import vapoursynth as vs
 from tests.clips import clip_path
 from vsvsr.cli import doctor
 from vsvsr.cli.app import app
-from vsvsr.cli.encoder import find_ffmpeg
-from vsvsr.cli.source import open_video
+from vsvsr.video.ffmpeg import find_ffmpeg
+from vsvsr.video.source import open_video
 
 TAGGED = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=limited"
 

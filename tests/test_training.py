@@ -27,7 +27,7 @@ from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
 from vsvsr.training.motion import synthetic_clip
 from vsvsr.training.sharp import SharpConfig, SharpTrainer
 from vsvsr.training.train import TrainConfig, Trainer, processes, unroll
-from vsvsr.training.video import Codec, Deinterlacer, read_video, through_codec, through_fields
+from vsvsr.video.ffmpeg import Codec, Deinterlacer, read_video, through_codec, through_fields
 
 DEINTERLACERS: tuple[Deinterlacer, ...] = ("bwdif", "yadif")
 TINY = dataclasses.replace(COMPACT, channels=8, rb2_blocks=1, key_channels=4)

@@ -10,9 +10,9 @@ import vapoursynth as vs
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from vsvsr.cli.encoder import Encoding
-from vsvsr.cli.source import open_video
 from vsvsr.cli.upscale import upscale_file
+from vsvsr.video.encoder import Encoding
+from vsvsr.video.source import open_video
 
 FILTER = "FastReal"
 _FRAME = 60

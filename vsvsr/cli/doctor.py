@@ -133,7 +133,7 @@ def _vspipe() -> Iterator[Finding]:
 
 
 def _ffmpeg() -> Iterator[Finding]:
-    from vsvsr.cli.encoder import find_ffmpeg
+    from vsvsr.video.ffmpeg import find_ffmpeg
 
     try:
         ffmpeg = find_ffmpeg()

@@ -23,7 +23,7 @@ def evaluate(
     """PSNR and SSIM (Y and RGB) and flicker against the truth, NIQE without it."""
     from vsvsr.evaluation import compare
     from vsvsr.models.fastreal.flow import LightFlow
-    from vsvsr.training.video import read_video
+    from vsvsr.video.ffmpeg import read_video
 
     clips = {clip.stem: compare.to_tensor(read_video(clip, frames=frames))}
     size = (clips[clip.stem].shape[2], clips[clip.stem].shape[3])

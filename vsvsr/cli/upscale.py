@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vsvsr.cli.encoder import Encoding, encode
-from vsvsr.cli.source import Source, from_rgb, open_video
 from vsvsr.errors import UserError
+from vsvsr.video.encoder import Encoding, encode
+from vsvsr.video.source import Source, from_rgb, open_video
 
 _KINDS = {"int": (int, "a whole number"), "float": (float, "a number"), "data": (str, "text")}
 

@@ -14,7 +14,7 @@ from vsvsr.errors import UserError
 from vsvsr.models.fastreal import FastRealVSR
 from vsvsr.training.degradation import Degradation, degrade, shrink
 from vsvsr.training.motion import synthetic_clip
-from vsvsr.training.video import read_video, video_size
+from vsvsr.video.ffmpeg import read_video, video_size
 
 _PICTURES = {".jpg", ".jpeg", ".png"}
 _VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi"}

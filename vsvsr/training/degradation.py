@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsvsr.training.video import Deinterlacer, through_codec, through_fields, through_x264
+from vsvsr.video.ffmpeg import Deinterlacer, through_codec, through_fields, through_x264
 
 Resize = Literal["area", "bilinear", "bicubic"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import platformdirs
 import vapoursynth as vs
 
-from vsvsr.cli.matroska import TIMESTAMPS_PER_SECOND, Colour
 from vsvsr.errors import UserError
+from vsvsr.video.matroska import TIMESTAMPS_PER_SECOND, Colour
 
 _UNSPECIFIED = 2  # in ITU-T H.273
 _BT709 = 1

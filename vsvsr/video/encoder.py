@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,12 +11,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
-import imageio_ffmpeg
 import vapoursynth as vs
 
-from vsvsr.cli import matroska
-from vsvsr.cli.source import Source
 from vsvsr.errors import UserError
+from vsvsr.video import matroska
+from vsvsr.video.ffmpeg import find_ffmpeg
+from vsvsr.video.source import Source
 
 _NANOSECOND = Fraction(1, matroska.TIMESTAMPS_PER_SECOND)
 
@@ -39,17 +38,6 @@ class Encoding:
     def arguments(self) -> list[str]:
         quality = ["-crf", str(self.crf)] if self.encoder.startswith("lib") else []
         return ["-c:v", self.encoder, *quality, *(word for key, value in self.options for word in (f"-{key}", value))]
-
-
-def find_ffmpeg() -> str:
-    """The ffmpeg on the path, else the one that imageio-ffmpeg carries; ``UserError`` when there is neither."""
-    found = shutil.which("ffmpeg")
-    if found:
-        return found
-    try:
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError:
-        raise UserError("ffmpeg is neither on the path nor in imageio-ffmpeg; install ffmpeg") from None
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""Raw frames through ffmpeg."""
+"""Finding ffmpeg, and raw frames through it."""
 
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,8 +16,19 @@ Codec = Literal["libx264", "mpeg2video", "ffv1"]
 Deinterlacer = Literal["bwdif", "yadif"]
 
 
+def find_ffmpeg() -> str:
+    """The ffmpeg on the path, else the one that imageio-ffmpeg carries; ``UserError`` when there is neither."""
+    found = shutil.which("ffmpeg")
+    if found:
+        return found
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        raise UserError("ffmpeg is neither on the path nor in imageio-ffmpeg; install ffmpeg") from None
+
+
 def _ffmpeg(arguments: list[str], data: bytes | None = None) -> bytes:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
+    command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", *arguments]
     done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode:
         raise UserError(f"ffmpeg failed: {' '.join(done.stderr.decode(errors='replace').split())[-300:]}")
@@ -29,7 +41,7 @@ def video_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: ffmpeg finds no video in the file.
     """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(path)]
+    command = [find_ffmpeg(), "-hide_banner", "-i", str(path)]
     text = subprocess.run(command, capture_output=True, check=False).stderr.decode(errors="replace")
     found = re.search(r"Video:.*?\b(\d{2,5})x(\d{2,5})\b", text)
     if found is None:
