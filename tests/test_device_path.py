@@ -21,22 +21,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.test_frames import memory
+from tests.test_planes import memory
 from vsvsr.bridge import FilterInstance
+from vsvsr.engine.graph import StepGraph
+from vsvsr.engine.memory import fit_tiles
+from vsvsr.engine.planes import Planes
+from vsvsr.engine.recurrent import RecurrentNetwork
+from vsvsr.engine.tiling import TileGrid
+from vsvsr.engine.transfer import HostTransfer, StagedTransfer
+from vsvsr.engine.worker import worker_of
 from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.fastreal import FastRealSettings
 from vsvsr.filters.fastreal import create as create_fastreal
-from vsvsr.filters.fitting import fit_tiles
-from vsvsr.filters.opened import Opened
-from vsvsr.filters.recurrent_network import RecurrentNetwork
-from vsvsr.filters.tiling import TileGrid
-from vsvsr.frames import Planes
+from vsvsr.filters.session import FilterSession
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR, load_fastreal
-from vsvsr.step_graph import StepGraph
 from vsvsr.streaming import Source
-from vsvsr.transfer import HostTransfer, StagedTransfer
-from vsvsr.worker import worker_of
 
 CPU = torch.device("cpu")
 
@@ -287,12 +287,12 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return "model"
 
-        assert fit_tiles((0, 0), CLIP, open_model) == "model"
+        assert fit_tiles((0, 0), 400, 300, open_model, smallest=32) == "model"
         assert tried == [(0, 0), (200, 0), (200, 150), (100, 150)]
         assert "using (100, 150)" in caplog.text
 
     def test_tiles_that_fit_stay(self, caplog: pytest.LogCaptureFixture) -> None:
-        assert fit_tiles((64, 0), CLIP, lambda tile: tile) == (64, 0)
+        assert fit_tiles((64, 0), 400, 300, lambda tile: tile, smallest=32) == (64, 0)
         assert not caplog.messages
 
     def test_what_never_fits_is_one_clear_error(self) -> None:
@@ -300,7 +300,7 @@ class TestMemory:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         with pytest.raises(UserError, match=r"too small even for tile=\[50, 38\]; close .*, or give device_index=-1"):
-            fit_tiles((0, 0), CLIP, open_model)
+            fit_tiles((0, 0), 400, 300, open_model, smallest=32)
 
     def test_a_rehearsal_leaves_no_trace(self, network: RecurrentNetwork) -> None:
         _, planes = memory(24, 45, torch.float32)
@@ -318,8 +318,8 @@ class TestMemory:
             lambda self, width, height: rehearsed.append((threading.current_thread().name, width, height)),
         )
         meta = torch.device("meta")
-        monkeypatch.setattr("vsvsr.filters.opened.choose_device", lambda index: meta)
-        monkeypatch.setattr("vsvsr.filters.recurrent_network.transfer", lambda device, dtype: HostTransfer(dtype))
+        monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: meta)
+        monkeypatch.setattr("vsvsr.engine.recurrent.transfer", lambda device, dtype: HostTransfer(dtype))
         opened = create_fastreal(FastRealSettings(model_path=str(tiny_fastreal)), CLIP)
         assert opened.device == meta
         assert rehearsed == [("vsvsr meta", 400, 300)]
@@ -363,12 +363,12 @@ class TestFilterInstance:
         return emptied
 
     def test_a_frame_that_runs_out_of_memory_is_tried_again_with_less_kept(self, emptied: list[str]) -> None:
-        instance = FilterInstance(Opened(Hungry(1, emptied), CPU, 4), CLIP)
+        instance = FilterInstance(FilterSession(Hungry(1, emptied), CPU, 4), CLIP)
         assert instance.render(0, ()) == 0
         assert emptied == ["shrunk", "vsvsr cpu"]
 
     def test_memory_that_stays_too_small_is_one_clear_error_and_the_filter_lives(self, emptied: list[str]) -> None:
-        instance = FilterInstance(Opened(Hungry(2, []), CPU, 4), CLIP)
+        instance = FilterInstance(FilterSession(Hungry(2, []), CPU, 4), CLIP)
         with pytest.raises(UserError, match="the device's memory is used up; give smaller tiles or caches"):
             instance.render(0, ())
         assert instance.render(0, ()) == 0
@@ -376,7 +376,7 @@ class TestFilterInstance:
     def test_a_filter_that_goes_gives_its_memory_back_on_the_devices_thread(self, emptied: list[str]) -> None:
         # A thread of its own: filters that other tests have left may go meanwhile, on theirs.
         events, device = emptied, torch.device("cpu", 0)
-        instance = FilterInstance(Opened(Hungry(0, events), device, 4), CLIP)
+        instance = FilterInstance(FilterSession(Hungry(0, events), device, 4), CLIP)
         del instance
         worker_of(device).run(lambda: None)
         assert [event for event in events if event.endswith("cpu:0")] == [

@@ -16,14 +16,14 @@ from torch import Tensor
 from tests.cases import CASES, Make, maker
 from tests.pixels import planes as picture_of
 from tests.pixels import play, same
-from tests.test_frames import memory
+from tests.test_planes import memory
+from vsvsr.engine.graph import StepGraph
+from vsvsr.engine.transfer import HostTransfer, transfer
+from vsvsr.engine.worker import worker_of
 from vsvsr.filters.registry import FILTERS
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.ops.flow_warp import flow_warp, flow_warp_reference, fused_flow_warp
 from vsvsr.ops.unpack_planes import fused_unpack_planes, unpack_planes_reference
-from vsvsr.step_graph import StepGraph
-from vsvsr.transfer import HostTransfer, transfer
-from vsvsr.worker import worker_of
 
 pytestmark = [
     pytest.mark.cuda,

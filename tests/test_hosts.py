@@ -92,7 +92,7 @@ ENDS = {
     "with an exception while frames are in flight": IN_FLIGHT + "1 / 0",
     "with sys.exit while frames are in flight": IN_FLIGHT + "sys.exit(0)",
     "while the device's thread is still at work": (
-        "output.get_frame(0).close(); import torch; from vsvsr.worker import worker_of; "
+        "output.get_frame(0).close(); import torch; from vsvsr.engine.worker import worker_of; "
         "worker_of(torch.device('cpu')).post(lambda: [torch.ones(300, 300) @ torch.ones(300, 300) for _ in range(500)])"
     ),
     "with a thread that waits for a frame": (

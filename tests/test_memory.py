@@ -16,7 +16,7 @@ import torch
 import vapoursynth as vs
 from pathlib import Path
 from tests.cases import CASES, maker
-from vsvsr.worker import worker_of
+from vsvsr.engine.worker import worker_of
 
 def resident():
     gc.collect()

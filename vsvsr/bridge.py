@@ -8,15 +8,15 @@ from functools import partial
 
 import torch
 
+from vsvsr.engine.planes import Planes
+from vsvsr.engine.worker import stop_workers, worker_of
 from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
-from vsvsr.filters.opened import Opened
 from vsvsr.filters.registry import FILTERS
+from vsvsr.filters.session import FilterSession
 from vsvsr.filters.settings import Value
-from vsvsr.frames import Planes
 from vsvsr.streaming import Source
 from vsvsr.weights import folder
-from vsvsr.worker import stop_workers, worker_of
 
 type Places = tuple[tuple[int, int], ...]
 """(address, stride in bytes) of each plane."""
@@ -30,7 +30,7 @@ class FilterInstance:
         clip: what the frames look like.
     """
 
-    def __init__(self, opened: Opened, clip: Clip) -> None:
+    def __init__(self, opened: FilterSession, clip: Clip) -> None:
         self._session = opened.session
         self._worker = worker_of(opened.device)
         self._scale = opened.scale

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vsvsr.filters.clip import Clip
-from vsvsr.filters.settings import RecurrentSettings
+from vsvsr.filters.settings import SMALLEST_TILE, RecurrentSettings
 
 if TYPE_CHECKING:
-    from vsvsr.filters.opened import Opened
+    from vsvsr.filters.session import FilterSession
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,21 +18,23 @@ class FastRealSettings(RecurrentSettings):
 DEFAULT_MODEL = "fastreal-compact-x4"
 
 
-def create(settings: FastRealSettings, clip: Clip) -> "Opened":
+def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
     """Load the network and make its streaming session."""
     from collections.abc import Sequence
     from functools import partial
 
-    from vsvsr.filters.fitting import fit_tiles
-    from vsvsr.filters.opened import Opened, choose_device, compute_type, find_weights
-    from vsvsr.filters.recurrent_network import RecurrentNetwork
-    from vsvsr.filters.tiling import TileGrid
+    from vsvsr.engine.device import choose_device, compute_type
+    from vsvsr.engine.memory import fit_tiles
+    from vsvsr.engine.recurrent import RecurrentNetwork
+    from vsvsr.engine.tiling import TileGrid
+    from vsvsr.engine.worker import worker_of
+    from vsvsr.filters.session import FilterSession
+    from vsvsr.filters.weights import find_weights
     from vsvsr.models.fastreal import load_fastreal
     from vsvsr.streaming import RecurrentSession, Segments
-    from vsvsr.worker import worker_of
 
     device = choose_device(settings.device_index)
-    dtype = compute_type(clip, device)
+    dtype = compute_type(clip.format, device)
     network = load_fastreal(find_weights("FastReal", settings, DEFAULT_MODEL)).to(device)
     if dtype.itemsize == 2:
         network.half()
@@ -47,10 +49,10 @@ def create(settings: FastRealSettings, clip: Clip) -> "Opened":
         return model
 
     session = RecurrentSession(
-        fit_tiles(settings.tile, clip, open_model),
+        fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE),
         Segments(length=settings.segment, warmup=settings.warmup),
         budget=settings.state_cache * 1_000_000,
         preview=settings.preview,
         scene_change=settings.scene_change,
     )
-    return Opened(session, device, network.scale)
+    return FilterSession(session, device, network.scale)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vsvsr.errors import UserError
+from vsvsr.errors import UserError, check
 from vsvsr.filters.clip import Clip
-from vsvsr.filters.settings import ChunkedSettings, check
+from vsvsr.filters.settings import ChunkedSettings
 
 if TYPE_CHECKING:
-    from vsvsr.filters.opened import Opened
+    from vsvsr.filters.session import FilterSession
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +28,18 @@ class MIASettings(ChunkedSettings):
         check(self.refresh >= 0, "refresh", self.refresh, "0 or more frames")
 
 
-def create(settings: MIASettings, clip: Clip) -> "Opened":
+def create(settings: MIASettings, clip: Clip) -> "FilterSession":
     """Load the network and make its streaming session."""
     from collections.abc import Iterator, Sequence
     from functools import partial
 
     from torch import Tensor
 
-    from vsvsr.filters.chunked_network import offloads, open_chunked
-    from vsvsr.filters.opened import choose_device, compute_type, find_weights
+    from vsvsr.engine.device import choose_device, compute_type
+    from vsvsr.engine.transfer import Write
+    from vsvsr.filters.session import offloads, open_chunked
+    from vsvsr.filters.weights import find_weights
     from vsvsr.models.mia import load, refreshing_gate, threshold_gate
-    from vsvsr.transfer import Write
 
     if not settings.model_path and not settings.model:
         raise UserError(
@@ -46,7 +47,7 @@ def create(settings: MIASettings, clip: Clip) -> "Opened":
             "published by the authors at github.com/LabShuHangGU/MIA-VSR)"
         )
     device = choose_device(settings.device_index)
-    dtype = compute_type(clip, device)
+    dtype = compute_type(clip.format, device)
     network = load(find_weights("MIA", settings, default=""), use_mask=settings.mask).to(device)
     if dtype.itemsize == 2:
         network.half()
@@ -60,4 +61,5 @@ def create(settings: MIASettings, clip: Clip) -> "Opened":
         for i, x in zip(emit, features, strict=True):
             yield partial(network.render, x, frames[i])
 
-    return open_chunked(chunks, settings, clip, device, dtype, size * network.conv_before_upsample.out_channels)
+    result_size = size * network.conv_before_upsample.out_channels
+    return open_chunked(chunks, settings, clip, device, dtype, scale=network.scale, result_size=result_size)

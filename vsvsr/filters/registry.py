@@ -9,7 +9,7 @@ from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import Arguments, SharedSettings
 
 if TYPE_CHECKING:
-    from vsvsr.filters.opened import Opened
+    from vsvsr.filters.session import FilterSession
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Filter[Settings: SharedSettings]:
     """
 
     settings: type[Settings]
-    create: "Callable[[Settings, Clip], Opened]"
+    create: "Callable[[Settings, Clip], FilterSession]"
 
-    def open(self, arguments: Arguments, clip: Clip) -> "Opened":
+    def open(self, arguments: Arguments, clip: Clip) -> "FilterSession":
         """A session for ``clip``. Raises ``UserError`` for anything that cannot work."""
         settings = self.settings.parse(arguments)
         clip.require_float_rgb()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from vsvsr.errors import UserError
+from vsvsr.errors import check
 
 type Value = int | float | str
 type Arguments = Mapping[str, Sequence[Value]]
@@ -126,9 +126,3 @@ class ChunkedSettings(SharedSettings):
         check(self.length >= 1, "length", self.length, "1 or more")
         check(self.overlap >= 0, "overlap", self.overlap, "0 or more")
         check(self.state_cache >= 0, "state_cache", self.state_cache, "0 or more megabytes")
-
-
-def check(fine: bool, name: str, given: object, allowed: str) -> None:
-    """Raise the one-line error for an argument that is not ``fine``."""
-    if not fine:
-        raise UserError(f"{name}={given!r} is not possible; allowed: {allowed}")

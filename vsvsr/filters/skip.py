@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vsvsr.errors import check
 from vsvsr.filters.clip import Clip
-from vsvsr.filters.settings import ChunkedSettings, check
+from vsvsr.filters.settings import ChunkedSettings
 
 if TYPE_CHECKING:
-    from vsvsr.filters.opened import Opened
+    from vsvsr.filters.session import FilterSession
 
 DEFAULT_MODEL = "BasicVSR_REDS4"
 MODES = ("frame", "patch")
@@ -37,17 +38,18 @@ class SkipSettings(ChunkedSettings):
         check(self.mode in MODES, "mode", self.mode, " or ".join(MODES))
 
 
-def create(settings: SkipSettings, clip: Clip) -> "Opened":
+def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     """Load the network and make its streaming session."""
     from functools import partial
 
     from vsvsr import weights
-    from vsvsr.filters.chunked_network import offloads, open_chunked
-    from vsvsr.filters.opened import choose_device, compute_type, find_weights
+    from vsvsr.engine.device import choose_device, compute_type
+    from vsvsr.filters.session import offloads, open_chunked
+    from vsvsr.filters.weights import find_weights
     from vsvsr.models.skipvsr import SkipVSR, load
 
     device = choose_device(settings.device_index)
-    dtype = compute_type(clip, device)
+    dtype = compute_type(clip.format, device)
     name = settings.model or DEFAULT_MODEL
     # The threshold that a budget stands for is known only when the quantiles are.
     threshold = settings.threshold if settings.budget is None else 1.0
@@ -62,4 +64,5 @@ def create(settings: SkipSettings, clip: Clip) -> "Opened":
         network.half()
     feature = clip.width * clip.height * network.fusion.out_channels * dtype.itemsize
     offload = offloads(settings, device, settings.length * feature)
-    return open_chunked(partial(network.chunk, offload=offload), settings, clip, device, dtype, feature)
+    chunks = partial(network.chunk, offload=offload)
+    return open_chunked(chunks, settings, clip, device, dtype, scale=network.scale, result_size=feature)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from vsvsr.errors import UserError
+from vsvsr.errors import UserError, check
 from vsvsr.filters.clip import Clip
-from vsvsr.filters.settings import ChunkedSettings, check
+from vsvsr.filters.settings import ChunkedSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vsvsr.filters.opened import Opened
+    from vsvsr.filters.session import FilterSession
     from vsvsr.models.ultra import ColourFix, UltraVSR
 
 COLOURS = ("wavelet", "adain", "none")
@@ -56,22 +56,23 @@ class UltraSettings(ChunkedSettings):
             check(not path or Path(path).exists(), name, path, "a path that exists")
 
 
-def create(settings: UltraSettings, clip: Clip) -> "Opened":
+def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     """Load the network and make its streaming session."""
     from functools import partial
 
     import torch
 
-    from vsvsr.filters.opened import Opened, choose_device, compute_type
-    from vsvsr.filters.ultra_network import UltraNetwork
-    from vsvsr.frames import read
+    from vsvsr.engine.continued import UltraNetwork
+    from vsvsr.engine.device import choose_device, compute_type
+    from vsvsr.engine.planes import read
+    from vsvsr.filters.session import FilterSession
     from vsvsr.models.ultra import Upscaler
     from vsvsr.models.ultra.clip_iqa import PAIRS, load_clip_iqa, measure_degradation, sample_indices
     from vsvsr.models.ultra.files import tokenise
     from vsvsr.streaming import ChunkedSession, SampledSession
 
     device = choose_device(settings.device_index)
-    dtype = compute_type(clip, device)
+    dtype = compute_type(clip.format, device)
     network, prompt = _load(settings)
     network.to(device, dtype)
 
@@ -99,7 +100,7 @@ def create(settings: UltraSettings, clip: Clip) -> "Opened":
     if not settings.clip_iqa_path:
         degradation = network.degradation if settings.degradation is None else settings.degradation
         model.upscaler = upscaler(degradation)
-        return Opened(session, device, scale=4)
+        return FilterSession(session, device, scale=4)
 
     check(bool(settings.base_path), "base_path", "", "with clip_iqa_path, the folder of Stable Diffusion 2.1-base")
     tokens = tokenise(settings.base_path, [text for pair in PAIRS for text in pair]).to(device)
@@ -116,14 +117,14 @@ def create(settings: UltraSettings, clip: Clip) -> "Opened":
         read=partial(read, device=device, dtype=torch.float32),
         prepare=prepare,
     )
-    return Opened(sampled, device, scale=4)
+    return FilterSession(sampled, device, scale=4)
 
 
 def _load(settings: UltraSettings) -> "tuple[UltraVSR, Tensor]":
     """The network and the text embedding of the prompt, in fp32 on the CPU."""
     import torch
 
-    from vsvsr.filters.opened import find_weights
+    from vsvsr.filters.weights import find_weights
     from vsvsr.models.ultra.files import encode_prompt, load_compact, load_released
 
     if not settings.model_path and not settings.model:

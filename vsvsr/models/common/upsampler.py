@@ -15,7 +15,12 @@ class PixelShuffleHead(nn.Module):
     """Base of networks that reconstruct x4 with two pixel shuffles; its layers lie at the top of the state dict.
 
     One output pixel depends on features at most 2 LR pixels away, so a halo of 2 makes tiled reconstruction exact.
+
+    Attributes:
+        scale: output pixels per input pixel in each direction.
     """
+
+    scale = 4
 
     def __init__(self, channels: int = 64) -> None:
         super().__init__()

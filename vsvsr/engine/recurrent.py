@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vsvsr.filters.tiling import TileGrid
-from vsvsr.frames import Planes
-from vsvsr.step_graph import StepGraph
-from vsvsr.transfer import transfer
+from vsvsr.engine.graph import StepGraph
+from vsvsr.engine.planes import Planes
+from vsvsr.engine.tiling import TileGrid
+from vsvsr.engine.transfer import transfer
 
 
 class Network(Protocol):
@@ -74,7 +74,7 @@ class RecurrentNetwork:
         self._transfer.write(partial(self._write, state), output)
 
     def rehearse(self, width: int, height: int) -> None:
-        """Run everything once on black frames: what the device's memory is too small for, it is too small for now."""
+        """Run every part once on black frames, so that out-of-memory shows at construction."""
         black = torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device)
         state = self._step(self._step(None, black), black)
         scale = self._network.scale

@@ -12,8 +12,8 @@ from tests.cases import maker
 from tests.clips import clip_path
 from tests.pixels import planes as picture_of
 from tests.pixels import play
-from vsvsr.filters.tiling import spans
-from vsvsr.frames import Planes, read
+from vsvsr.engine.planes import Planes, read
+from vsvsr.engine.tiling import spans
 
 
 def memory(height: int, pitch: int, dtype: torch.dtype) -> tuple[torch.Tensor, Planes]:

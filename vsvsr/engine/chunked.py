@@ -7,15 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vsvsr.filters.clip import Clip
-from vsvsr.filters.fitting import fit_tiles
-from vsvsr.filters.opened import Opened
-from vsvsr.filters.settings import ChunkedSettings
-from vsvsr.filters.tiling import TileGrid
-from vsvsr.frames import Planes
-from vsvsr.streaming import ChunkedSession
-from vsvsr.transfer import Write, transfer
-from vsvsr.worker import worker_of
+from vsvsr.engine.planes import Planes
+from vsvsr.engine.tiling import TileGrid
+from vsvsr.engine.transfer import Write, transfer
 
 
 class Chunks(Protocol):
@@ -61,40 +55,12 @@ class ChunkedNetwork:
         self._transfer.write(partial(self._tiles.write, result), output)
 
     def rehearse(self, width: int, height: int) -> None:
-        """Run three black frames: what the device's memory is too small for, it is too small for now."""
+        """Run three black frames on the device, so that out-of-memory shows at construction."""
         black = self._tiles.pad(torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device))
-        picture = black.new_empty((3, 4 * height, 4 * width))
+        picture = black.new_empty((3, height * self._tiles.scale, width * self._tiles.scale))
         for result in self.run([black] * 3, range(3), 0):
             self._tiles.write(result, picture.unbind())
 
     def size(self, result: tuple[Write, ...]) -> int:
         """See `ChunkModel.size`."""
         return self._result_size
-
-
-def offloads(settings: ChunkedSettings, device: torch.device, size: int) -> bool:
-    """Whether a chunk's features of ``size`` bytes wait in host memory, to stay within the budget on the device."""
-    return device.type != "cpu" and size > settings.state_cache * 1_000_000
-
-
-def open_chunked(
-    chunks: Chunks, settings: ChunkedSettings, clip: Clip, device: torch.device, dtype: torch.dtype, result_size: int
-) -> Opened:
-    """The streaming session of a x4 network that takes frames of any size; see `ChunkedNetwork` for the arguments."""
-
-    def open_model(tile: Sequence[int]) -> ChunkedNetwork:
-        tiles = TileGrid(clip.width, clip.height, tile, settings.tile_pad, smallest=16, scale=4)
-        model = ChunkedNetwork(chunks, device, dtype, tiles, result_size)
-        if device.type != "cpu":
-            worker_of(device).run(partial(model.rehearse, clip.width, clip.height))
-        return model
-
-    session = ChunkedSession(
-        fit_tiles(settings.tile, clip, open_model),
-        frames=clip.frames,
-        length=settings.length,
-        overlap=settings.overlap,
-        budget=settings.state_cache * 1_000_000,
-        scene_change=settings.scene_change,
-    )
-    return Opened(session, device, scale=4)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsvsr.transfer import Write
+from vsvsr.engine.transfer import Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,9 @@ class TileGrid:
         pad: source pixels of context around every tile.
         smallest: frames and tiles have sides of at least this; smaller frames are padded by repeating their border.
         scale: output pixels per source pixel.
+
+    Attributes:
+        scale: as given.
     """
 
     def __init__(self, width: int, height: int, tile: Sequence[int], pad: int, *, smallest: int, scale: int) -> None:
@@ -72,7 +75,7 @@ class TileGrid:
         columns = spans(width + self._padding[1], tile[0], pad, smallest, scale)
         rows = spans(height + self._padding[3], tile[1], pad, smallest, scale)
         self._tiles = list(itertools.product(rows, columns))
-        self._scale = scale
+        self.scale = scale
 
     def pad(self, frame: Tensor) -> Tensor:
         """The frame ``(1, 3, h, w)``, with sides large enough."""
@@ -93,11 +96,11 @@ class TileGrid:
         for plane in planes:
             plane.zero_()
         for part, (rows, columns) in zip(parts, self._tiles, strict=True):
-            size = (3, rows.size * self._scale, columns.size * self._scale)
+            size = (3, rows.size * self.scale, columns.size * self.scale)
             picture = torch.empty(size, device=planes[0].device)
             part(picture.unbind())
             picture *= (rows.weight[:, None] * columns.weight).to(picture.device)
-            top, left = rows.start * self._scale, columns.start * self._scale
+            top, left = rows.start * self.scale, columns.start * self.scale
             for plane, channel in zip(planes, picture, strict=True):
                 target = plane[top : top + channel.shape[0], left : left + channel.shape[1]]
                 target += channel[: target.shape[0], : target.shape[1]]

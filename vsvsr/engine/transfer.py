@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vsvsr.frames import Planes, read
+from vsvsr.engine.planes import Planes, read
 from vsvsr.ops.unpack_planes import unpack_planes
 
 type Write = Callable[[Sequence[Tensor]], None]

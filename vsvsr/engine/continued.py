@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vsvsr.frames import Planes
+from vsvsr.engine.planes import Planes
+from vsvsr.engine.transfer import transfer
 from vsvsr.models.ultra import Restored, Upscaler
-from vsvsr.transfer import transfer
 
 
 class UltraNetwork:

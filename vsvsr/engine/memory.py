@@ -1,4 +1,4 @@
-"""What a filter does when its frames are too large for the device's memory."""
+"""Tiles small enough for the device's memory."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -6,21 +6,23 @@ from collections.abc import Callable, Sequence
 import torch
 
 from vsvsr.errors import UserError
-from vsvsr.filters.clip import Clip
-from vsvsr.filters.settings import SMALLEST_TILE
 
 _log = logging.getLogger(__name__)
 
 
-def fit_tiles[Model](tile: Sequence[int], clip: Clip, open_model: Callable[[Sequence[int]], Model]) -> Model:
+def fit_tiles[Model](
+    tile: Sequence[int], width: int, height: int, open_model: Callable[[Sequence[int]], Model], *, smallest: int
+) -> Model:
     """The model with the tiles that were asked for, or, where those run out of memory, with the largest that do not.
 
-    Decided once, when the filter is made: tiles that changed within a clip would show.
+    Decided once, at construction: tiles that changed within a clip would show.
 
     Args:
         tile: width and height asked for, 0 = everything.
-        clip: what the frames look like.
+        width: source pixels of a frame.
+        height: source pixels of a frame.
         open_model: makes the model for a tile and tries it on one frame; raises ``torch.OutOfMemoryError``.
+        smallest: sides of a tile are not made smaller than this.
 
     Raises:
         UserError: not even the smallest tile fits.
@@ -30,7 +32,7 @@ def fit_tiles[Model](tile: Sequence[int], clip: Clip, open_model: Callable[[Sequ
         try:
             model = open_model(tried)
         except torch.OutOfMemoryError:
-            smaller = _halved(tried, clip)
+            smaller = _halved(tried[0] or width, tried[1] or height, tried, smallest)
         else:
             break
         if smaller is None:
@@ -46,10 +48,9 @@ def fit_tiles[Model](tile: Sequence[int], clip: Clip, open_model: Callable[[Sequ
     return model
 
 
-def _halved(tile: Sequence[int], clip: Clip) -> tuple[int, int] | None:
-    """Half of the tile along its longer side; None when that is too small."""
-    width, height = tile[0] or clip.width, tile[1] or clip.height
-    if max(width, height) < 2 * SMALLEST_TILE:
+def _halved(width: int, height: int, tile: Sequence[int], smallest: int) -> tuple[int, int] | None:
+    """Half of the tile of ``width x height`` pixels along its longer side; None when that is too small."""
+    if max(width, height) < 2 * smallest:
         return None
     # The side that is not halved keeps its 0: the whole axis, without a border in it.
     return (-(-width // 2), tile[1]) if width >= height else (tile[0], -(-height // 2))

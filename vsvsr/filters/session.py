@@ -1,0 +1,76 @@
+"""What a filter hands to the bridge."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from vsvsr.engine.chunked import ChunkedNetwork, Chunks
+from vsvsr.engine.memory import fit_tiles
+from vsvsr.engine.planes import Planes
+from vsvsr.engine.tiling import TileGrid
+from vsvsr.engine.worker import worker_of
+from vsvsr.filters.clip import SMALLEST_SIDE, Clip
+from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
+from vsvsr.streaming import ChunkedSession, Session
+
+
+@dataclass(frozen=True)
+class FilterSession:
+    """A session ready to make frames.
+
+    Attributes:
+        session: makes the frames; all its calls happen on the thread of ``device``.
+        device: where the network is.
+        scale: output size over source size.
+    """
+
+    session: Session[Planes, Planes]
+    device: torch.device
+    scale: int
+
+
+def open_chunked(
+    chunks: Chunks,
+    settings: ChunkedSettings,
+    clip: Clip,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    scale: int,
+    result_size: int,
+) -> FilterSession:
+    """The session of a network that looks both ways and takes frames of any size.
+
+    Args:
+        chunks: the network.
+        settings: of the filter.
+        clip: what the frames look like.
+        device: where the network is.
+        dtype: what it computes in.
+        scale: output size over source size.
+        result_size: bytes that a frame takes before it is written.
+    """
+
+    def open_model(tile: Sequence[int]) -> ChunkedNetwork:
+        tiles = TileGrid(clip.width, clip.height, tile, settings.tile_pad, smallest=SMALLEST_SIDE, scale=scale)
+        model = ChunkedNetwork(chunks, device, dtype, tiles, result_size)
+        if device.type != "cpu":
+            worker_of(device).run(partial(model.rehearse, clip.width, clip.height))
+        return model
+
+    session = ChunkedSession(
+        fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE),
+        frames=clip.frames,
+        length=settings.length,
+        overlap=settings.overlap,
+        budget=settings.state_cache * 1_000_000,
+        scene_change=settings.scene_change,
+    )
+    return FilterSession(session, device, scale)
+
+
+def offloads(settings: ChunkedSettings, device: torch.device, size: int) -> bool:
+    """Whether a chunk's features of ``size`` bytes wait in host memory, to stay within the budget on the device."""
+    return device.type != "cpu" and size > settings.state_cache * 1_000_000
