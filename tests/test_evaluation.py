@@ -5,10 +5,7 @@ import itertools
 import math
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
 
 import imageio_ffmpeg
 import numpy as np
@@ -18,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
+from scripts import evaluate_fastreal
+from scripts.evaluate_fastreal import degrade, open_truth, pictures, with_motion
 from vsvsr.cli.evaluate import app
 from vsvsr.errors import UserError
 from vsvsr.evaluation.compare import frame_scores, score, sheet
@@ -117,19 +116,9 @@ def run_ffmpeg(arguments: list[str]) -> None:
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments], check=True)
 
 
-def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "evaluate_fastreal"
-    loader = SourceFileLoader("evaluate_fastreal", str(path))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
 def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate_fastreal", *map(str, arguments)])
-    script().main()
+    evaluate_fastreal.main()
 
 
 def test_the_table_compares_three_methods_in_every_case(
@@ -162,9 +151,8 @@ def test_the_table_compares_with_a_twin_without_a_state_at_either_scale(
 
 
 def test_a_slow_pan_moves_by_a_pixel_a_frame_and_a_still_clip_not_at_all(film: Path) -> None:
-    module = script()
-    truth = module.open_truth(film)[:8]
-    still, slow = (list(module.pictures(module.with_motion(truth, motion))) for motion in ("still", "slow"))
+    truth = open_truth(film)[:8]
+    still, slow = (list(pictures(with_motion(truth, motion))) for motion in ("still", "slow"))
     assert len(still) == len(slow) == 8
     assert all(np.array_equal(frame, still[0]) for frame in still)
     assert all(np.array_equal(a[:, 1:], b[:, :-1]) for a, b in itertools.pairwise(slow))
@@ -186,14 +174,13 @@ def test_drift_is_written_for_a_moving_and_a_still_clip(
 
 
 def test_the_scripts_degradation_is_blur_noise_average_and_codec(film: Path, tmp_path: Path) -> None:
-    module = script()
-    truth = module.open_truth(film)[:3]
+    truth = open_truth(film)[:3]
     assert (truth.width, truth.height) == (160, 96)
-    small = module.degrade(truth, (0.01, 0.0, 1), "area", tmp_path / "small.mkv", scale=4)
-    averages = [frame.reshape(24, 4, 40, 4, 3).mean((1, 3)) for frame in module.pictures(truth)]
+    small = degrade(truth, (0.01, 0.0, 1), "area", tmp_path / "small.mkv", scale=4)
+    averages = [frame.reshape(24, 4, 40, 4, 3).mean((1, 3)) for frame in pictures(truth)]
     # On luma, which the codec keeps at full size.
     weights = np.array((0.2126, 0.7152, 0.0722))
-    for frame, average in zip(module.pictures(small), averages, strict=True):
+    for frame, average in zip(pictures(small), averages, strict=True):
         assert np.abs((frame - average) @ weights).mean() < 1
 
 

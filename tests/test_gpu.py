@@ -1,4 +1,4 @@
-"""Everything on a real GPU; skipped without one. ``scripts/check_gpu`` runs this and the kernels' own tests."""
+"""Tests on a real GPU, skipped without one. ``python -m scripts.check_gpu`` runs them and the kernels' own tests."""
 
 import gc
 import random

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """UltraVSR in numbers: time and memory of the tiny configuration measured here, those of the full one counted.
 
-    scripts/bench_ultra [--frames 36] [--size 48x64] [--weights compact.safetensors]
+    python -m scripts.bench.ultra [--frames 36] [--size 48x64] [--weights compact.safetensors]
 
 Everything is measured in one run, one after the other; what counts are the ratios.
 """

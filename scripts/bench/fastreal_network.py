@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Times the compact FastRealVSR against a per-frame network of the SRVGG shape, in one run on this CPU.
 
 320x180 to 1280x720. Rounds alternate and medians are compared, so that a machine that slows down slows all alike.

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Degrades clips, enlarges them again with bicubic, Lanczos and FastReal through VapourSynth, and prints the scores.
 
 Give clips that the weights were not trained on; they are cropped to multiples of 8 pixels by scaling. Degradation:

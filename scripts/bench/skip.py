@@ -1,10 +1,9 @@
-#!/usr/bin/env python3
 """Skip measured against ground truth, against dense BasicVSR, and against a window per frame, each in one run.
 
-    bench_skip curve CLIP...      executed shares, PSNR and time against dense, for several thresholds
-    bench_skip window CLIP        time per output frame against a 15-frame window for every frame
-    bench_skip seams CLIP         chunked against one pass, per frame around the borders
-    bench_skip memory             peak memory against the number of frames in a chunk
+    python -m scripts.bench.skip curve CLIP...      executed shares, PSNR and time against dense, for several thresholds
+    python -m scripts.bench.skip window CLIP        time per output frame against a 15-frame window for every frame
+    python -m scripts.bench.skip seams CLIP         chunked against one pass, per frame around the borders
+    python -m scripts.bench.skip memory             peak memory against the number of frames in a chunk
 
 A CLIP is a video file, taken as the high-resolution truth and reduced by bicubic x1/4, or a photograph, which becomes
 a clip with a resting background and a small moving object.
@@ -181,7 +180,8 @@ def memory(arguments: argparse.Namespace) -> None:
     if arguments.each:
         for size in arguments.each:
             for frames in (arguments.frames, 3 * arguments.frames):
-                command = [sys.executable, __file__, "memory", "--frames", str(frames), "--crop", size]
+                command = [sys.executable, "-m", "scripts.bench.skip", "memory", "--crop", size]
+                command += ["--frames", str(frames)]
                 command += ["--thresholds", *map(str, arguments.thresholds or [0.0])]
                 subprocess.run(command, check=True)
         return

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Counters of linear playback at 8 threads, and what a restart costs in pixels; give video files as arguments.
 
 Run with the Python of the environment in which vsvsr is installed.

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write triton_kernels/REPORT.md: what the compiler makes of every kernel, and bytes counted against the eager forms.
 
 Needs no GPU. Run with the Python of the environment in which vsvsr is installed.
@@ -305,7 +304,8 @@ def main() -> None:
     """Write the report."""
     rows = [hidden_state_attention(), *masked_window_attention(), block_skip(1.0), block_skip(0.25), flow_warp()]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("triton", "torch"))
-    text = f"""No time in this report was measured: it was made without a GPU, by `scripts/kernel_report` ({versions}).
+    text = f"""No time in this report was measured: it was made without a GPU by
+`python -m scripts.kernel_report` ({versions}).
 
 ## What the compiler makes of the kernels
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Time per frame outside the network, 320x180 to 1280x720 RGBS, against a Python filter through std.ModifyFrame.
 
 Run with the Python of the environment in which vsvsr is installed. Prints milliseconds and ratios, all from one run.

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """What leaving out masked work saves in MIA-VSR, and what a stretch of frames takes in memory.
 
 Speed: one step of a propagation module of the released configuration (120 channels, 24 blocks) with injected masks,
@@ -217,7 +216,7 @@ def memory(side: int, lengths: list[int]) -> None:
     print(f"{'frames':>6}{'chunks':>8}{'peak MB':>9}{'over first':>12}{'counted':>9}   ({frame:.1f} MB a feature map)")
     first = None
     for length, chunks in [(length, 1) for length in lengths] + [(lengths[1], 3)]:
-        command = [sys.executable, __file__, "--peak", str(side), str(length), str(chunks)]
+        command = [sys.executable, "-m", "scripts.bench.mia", "--peak", str(side), str(length), str(chunks)]
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144"}
         result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
         peak = int(result.stdout) / 1e3

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """On a machine with an NVIDIA GPU: run every test that needs one, then time kernels against PyTorch. About a minute.
 
 Run with the Python of the environment in which vsvsr[cuda,dev] is installed.
