@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.engine.graph import StepGraph
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.ops.block_skip import BlockWeights, fused_block_residual
 from vsvsr.ops.flow_warp import flow_warp_reference, fused_flow_warp
@@ -22,7 +23,6 @@ from vsvsr.ops.hidden_state_attention import (
     member_filters,
 )
 from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
-from vsvsr.engine.graph import StepGraph
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH, CHANNELS, TILE = 270, 480, 64, 16
