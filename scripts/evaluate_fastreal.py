@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vsvsr.evaluation.compare import Scores, frame_scores, mean_niqe, score, to_tensor
 from vsvsr.models.fastreal.flow import LightFlow
-from vsvsr.training.degradation import Resize, downsample
+from vsvsr.training.data.degradation import Resize, downsample
 
 CASES = ((0.4, 1.0, 20), (1.2, 3.0, 25), (2.5, 5.0, 33))
 """sigma, noise, crf, for x4"""

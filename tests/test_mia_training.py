@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from vsvsr.errors import UserError
 from vsvsr.models.mia import MIAVSR, MaskSite, load
-from vsvsr.training.dataset import Clips
-from vsvsr.training.mia import GumbelGate, MIATrainConfig, Trainer, keep_all, load_start, losses, main
+from vsvsr.training.data.clips import Clips
+from vsvsr.training.recipes.mia import GumbelGate, MIATrainConfig, Trainer, keep_all, load_start, losses, main
 
 SITE = MaskSite("backward_1", 1, 0)
 

@@ -20,13 +20,14 @@ from vsvsr.errors import UserError
 from vsvsr.models.fastreal import COMPACT, FastRealVSR, load_fastreal, save_fastreal
 from vsvsr.ops import flow_warp
 from vsvsr.training.__main__ import main
-from vsvsr.training.dataset import Clips, Dataset, DatasetConfig, build_dataset
-from vsvsr.training.degradation import Degradation, blur, blur_kernel, degrade, downsample
+from vsvsr.training.data.build import DatasetConfig, build_dataset
+from vsvsr.training.data.clips import Clips, Dataset
+from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, downsample
+from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.discriminator import UNetDiscriminator
 from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
-from vsvsr.training.motion import synthetic_clip
-from vsvsr.training.sharp import SharpConfig, SharpTrainer
-from vsvsr.training.train import TrainConfig, Trainer, processes, unroll
+from vsvsr.training.recipes.fastreal import TrainConfig, Trainer, processes, unroll
+from vsvsr.training.recipes.fastreal_gan import SharpConfig, SharpTrainer
 from vsvsr.video.ffmpeg import Codec, Deinterlacer, read_video, through_codec, through_fields
 
 DEINTERLACERS: tuple[Deinterlacer, ...] = ("bwdif", "yadif")

@@ -40,8 +40,8 @@ from vsvsr.models.ultra.schedule import alphas_cumprod, clamp_degradation, one_s
 from vsvsr.models.ultra.shelf import Shelf, Skips
 from vsvsr.models.ultra.stream import Pipeline, TiledPipeline
 from vsvsr.models.ultra.tiles import Tiles
-from vsvsr.training.dataset import Clips
-from vsvsr.training.ultra import (
+from vsvsr.training.data.clips import Clips
+from vsvsr.training.recipes.ultra import (
     TemporalCritic,
     UltraTrainConfig,
     UltraTrainer,

@@ -168,7 +168,7 @@ def Ultra(
     Args:
         clip: RGBS or RGBH, from 16x16.
         model: no weights are published by name yet.
-        model_path: the authors' ``model_UltraVSR.pkl``, or a network trained by ``vsvsr.training.ultra``.
+        model_path: the authors' ``model_UltraVSR.pkl``, or a network trained by ``vsvsr.training.recipes.ultra``.
         device_index: CUDA device, -1 = CPU; default the first GPU if there is one.
         tile: width and height of spatial tiles in source pixels, 0 = whole frame, rounded down to multiples of 16;
             default 192x192.

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import HEAD, FastRealConfig, FastRealVSR, load_fastreal
 from vsvsr.models.fastreal.config import COMPACT, Variant
-from vsvsr.training.dataset import Dataset, DatasetConfig, build_dataset
-from vsvsr.training.flow import train_flow
-from vsvsr.training.sharp import SharpConfig, SharpTrainer
-from vsvsr.training.train import PixelLoss, TrainConfig, Trainer, processes
+from vsvsr.training.data.build import DatasetConfig, build_dataset
+from vsvsr.training.data.clips import Dataset
+from vsvsr.training.recipes.fastreal import PixelLoss, TrainConfig, Trainer, processes
+from vsvsr.training.recipes.fastreal_gan import SharpConfig, SharpTrainer
+from vsvsr.training.recipes.light_flow import train_flow
 
 
 def _network(arguments: argparse.Namespace, hsa: Variant | None) -> FastRealVSR:

@@ -1,6 +1,6 @@
 """Fit the confidence estimators of SkipVSR to a frozen BasicVSR checkpoint.
 
-``python -m vsvsr.training.skip_estimator --photos FOLDER --checkpoint BasicVSR_REDS4 --out FILE``
+``python -m vsvsr.training.recipes.skip --photos FOLDER --checkpoint BasicVSR_REDS4 --out FILE``
 
 The estimators see how much a block's input changed since an earlier frame, averaged over a tile, and predict what it
 would cost to add that frame's residual again instead of running the block: the root mean square over the tile of the

@@ -1,130 +1,15 @@
-"""Degraded clips on disk: built once from photographs and videos, read at random by the trainer."""
+"""Random crops of degraded clips."""
 
 import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import FastRealVSR
-from vsvsr.training.degradation import Degradation, degrade, shrink
-from vsvsr.training.motion import synthetic_clip
-from vsvsr.video.ffmpeg import read_video, video_size
-
-_PICTURES = {".jpg", ".jpeg", ".png"}
-_VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """What `build_dataset` makes.
-
-    Attributes:
-        clips: how many.
-        frames: length of each.
-        size: height and width of the high-resolution frames, multiples of ``4 * scale``.
-        scale: 2 or 4.
-        clean: only downsample, see `vsvsr.training.degradation.shrink`, instead of eq. 9.
-        video_share: share of the clips cut from real videos, when there are any.
-        interlaced_share: share of the clips that have been interlaced before.
-        recompressed_share: share of the clips that are compressed twice.
-        seed: clip ``i`` is a function of the source files, these settings and ``(seed, i)``.
-    """
-
-    clips: int
-    frames: int = 30
-    size: tuple[int, int] = (320, 448)
-    scale: int = 4
-    clean: bool = False
-    video_share: float = 0.5
-    interlaced_share: float = 0.0
-    recompressed_share: float = 0.0
-    seed: int = 0
-
-
-def find_sources(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and videos below ``folder``, sorted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    pictures = [path for path in files if path.suffix.lower() in _PICTURES]
-    videos = [path for path in files if path.suffix.lower() in _VIDEOS]
-    if not pictures and not videos:
-        raise UserError(
-            f"no pictures or videos below {folder}; give a folder with jpg, png, mp4, mkv, webm, mov or avi"
-        )
-    return pictures, videos
-
-
-def load_photograph(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """A photograph ``(h, w, 3)``, halved while it stays large: that removes JPEG blocks and sensor noise.
-
-    A picture smaller than ``size`` is enlarged to it.
-    """
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
-    while min(image.size) >= 1400:
-        image = image.reduce(2)
-    enlarge = max(size[0] / image.height, size[1] / image.width)
-    if enlarge > 1:
-        wanted = (round(image.width * enlarge) + 1, round(image.height * enlarge) + 1)
-        image = image.resize(wanted, Image.Resampling.LANCZOS)
-    return np.asarray(image)
-
-
-def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> np.ndarray | None:
-    """A random piece of a video, or None where it is too small or too short."""
-    height, width = video_size(path)
-    if height < config.size[0] or width < config.size[1]:
-        return None
-    frames = read_video(path, first=int(rng.integers(0, 200)), frames=config.frames)
-    if len(frames) < config.frames:
-        return None
-    top, left = (int(rng.integers(0, side - want + 1)) for side, want in zip((height, width), config.size, strict=True))
-    return frames[:, top : top + config.size[0], left : left + config.size[1]]
-
-
-def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
-    """Write clips ``00000``, ``00001``, ... below ``target``; those that are there already are kept.
-
-    Each is a folder with ``gt.npy`` ``(t, h, w, 3)`` and ``lr.npy`` (uint8), ``clip.json`` (degradation), and for
-    synthetic clips ``motion.npy``, the true flow.
-    """
-    pictures, videos = find_sources(sources)
-    photographs = [load_photograph(path, config.size) for path in pictures]
-    target.mkdir(parents=True, exist_ok=True)
-    for index in range(config.clips):
-        folder = target / f"{index:05d}"
-        if (folder / "clip.json").exists():
-            continue
-        rng = np.random.default_rng((config.seed, index))
-        folder.mkdir(exist_ok=True)
-        frames: np.ndarray | None = None
-        if videos and (not photographs or rng.random() < config.video_share):
-            frames = _video_clip(videos[int(rng.integers(len(videos)))], rng, config)
-        if frames is None:
-            if not photographs:
-                raise UserError(f"a video below {sources} is shorter or smaller than a training clip; remove it")
-            clip = synthetic_clip(photographs, rng, frames=config.frames, size=config.size, scale=config.scale)
-            frames = clip.frames
-            np.save(folder / "motion.npy", clip.flow)
-        np.save(folder / "gt.npy", frames)
-        if config.clean:
-            settings = {"resize": "bicubic with anti-aliasing"}
-            np.save(folder / "lr.npy", shrink(frames, scale=config.scale))
-        else:
-            degradation = Degradation.draw(rng, scale=config.scale)
-            seed = int(rng.integers(2**31))
-            # Drawn last: a clip is the same but for its past, whatever these shares are.
-            degradation = degradation.with_past(
-                rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
-            )
-            settings = {name: value for name, value in asdict(degradation).items() if value is not None}
-            np.save(folder / "lr.npy", degrade(frames, degradation, scale=config.scale, seed=seed))
-        (folder / "clip.json").write_text(json.dumps(settings))
 
 
 def _flow_key(network: FastRealVSR) -> str:

@@ -1,7 +1,8 @@
 """MIA-VSR: first without masks, then with mask predictors under a sparsity loss.
 
-``python -m vsvsr.training.mia DATA VALIDATION RUN`` trains on the clips of ``python -m vsvsr.training build``, and
-carries on where it was interrupted. On several GPUs: ``accelerate launch --num_processes 4 -m vsvsr.training.mia ...``.
+``python -m vsvsr.training.recipes.mia DATA VALIDATION RUN`` trains on the clips of ``python -m vsvsr.training build``,
+and carries on where it was interrupted. On several GPUs:
+``accelerate launch --num_processes 4 -m vsvsr.training.recipes.mia ...``.
 """
 
 import argparse
@@ -23,9 +24,9 @@ from vsvsr import weights
 from vsvsr.errors import UserError
 from vsvsr.models.mia import MIAVSR, KeepRatios, MaskSite, threshold_gate
 from vsvsr.models.mia.gates import TEMPERATURE, Gate
-from vsvsr.training.dataset import Clips
+from vsvsr.training.data.clips import Clips
 from vsvsr.training.losses import charbonnier
-from vsvsr.training.train import processes
+from vsvsr.training.recipes.fastreal import processes
 
 _EPSILON = 1e-8
 _BORDER = 16

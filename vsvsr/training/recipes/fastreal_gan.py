@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsvsr.models.fastreal import FastRealVSR
-from vsvsr.training.dataset import Dataset
+from vsvsr.training.data.clips import Dataset
 from vsvsr.training.discriminator import UNetDiscriminator
 from vsvsr.training.losses import Perceptual
-from vsvsr.training.train import TrainConfig, Trainer
+from vsvsr.training.recipes.fastreal import TrainConfig, Trainer
 
 
 @dataclass(frozen=True, kw_only=True)

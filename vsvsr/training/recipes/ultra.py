@@ -1,8 +1,8 @@
 """UltraVSR: a one-step generator trained with pixel, perceptual, temporal GAN and joint distillation losses.
 
-``python -m vsvsr.training.ultra DATA VALIDATION RUN`` trains the tiny configuration from nothing on the clips of
-``python -m vsvsr.training build``: autoencoder, denoiser, then the generator. What is finished lies in ``RUN``, and the
-same command carries on from there.
+``python -m vsvsr.training.recipes.ultra DATA VALIDATION RUN`` trains the tiny configuration from nothing on the clips
+of ``python -m vsvsr.training build``: autoencoder, denoiser, then the generator. What is finished lies in ``RUN``, and
+the same command carries on from there.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vsvsr.models.ultra.files import save_compact
 from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.network import run_whole, upscale_bicubic
 from vsvsr.models.ultra.schedule import STEPS, alphas_cumprod, clamp_degradation, one_step, timestep_of
-from vsvsr.training.dataset import Clips
+from vsvsr.training.data.clips import Clips
 from vsvsr.training.losses import Perceptual
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from vsvsr.training.degradation import blur, blur_kernel
+from vsvsr.training.data.degradation import blur, blur_kernel
 
 Generator = np.random.Generator
 

@@ -19,7 +19,7 @@ from vsvsr.errors import UserError
 from vsvsr.evaluation.compare import sheet
 from vsvsr.models.fastreal import FastRealVSR, save_fastreal
 from vsvsr.ops import flow_warp
-from vsvsr.training.dataset import Dataset
+from vsvsr.training.data.clips import Dataset
 from vsvsr.training.losses import charbonnier, psnr_loss
 
 PixelLoss = Literal["charbonnier", "psnr"]

@@ -1,0 +1,92 @@
+"""Degraded clips on disk, built once from photographs and videos."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vsvsr.errors import UserError
+from vsvsr.training.data.degradation import Degradation, degrade, shrink
+from vsvsr.training.data.motion import synthetic_clip
+from vsvsr.training.data.pictures import find_sources, load_photograph
+from vsvsr.video.ffmpeg import read_video, video_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """What `build_dataset` makes.
+
+    Attributes:
+        clips: how many.
+        frames: length of each.
+        size: height and width of the high-resolution frames, multiples of ``4 * scale``.
+        scale: 2 or 4.
+        clean: only downsample, see `vsvsr.training.data.degradation.shrink`, instead of eq. 9.
+        video_share: share of the clips cut from real videos, when there are any.
+        interlaced_share: share of the clips that have been interlaced before.
+        recompressed_share: share of the clips that are compressed twice.
+        seed: clip ``i`` is a function of the source files, these settings and ``(seed, i)``.
+    """
+
+    clips: int
+    frames: int = 30
+    size: tuple[int, int] = (320, 448)
+    scale: int = 4
+    clean: bool = False
+    video_share: float = 0.5
+    interlaced_share: float = 0.0
+    recompressed_share: float = 0.0
+    seed: int = 0
+
+
+def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> np.ndarray | None:
+    """A random piece of a video, or None where it is too small or too short."""
+    height, width = video_size(path)
+    if height < config.size[0] or width < config.size[1]:
+        return None
+    frames = read_video(path, first=int(rng.integers(0, 200)), frames=config.frames)
+    if len(frames) < config.frames:
+        return None
+    top, left = (int(rng.integers(0, side - want + 1)) for side, want in zip((height, width), config.size, strict=True))
+    return frames[:, top : top + config.size[0], left : left + config.size[1]]
+
+
+def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
+    """Write clips ``00000``, ``00001``, ... below ``target``; those that are there already are kept.
+
+    Each is a folder with ``gt.npy`` ``(t, h, w, 3)`` and ``lr.npy`` (uint8), ``clip.json`` (degradation), and for
+    synthetic clips ``motion.npy``, the true flow.
+    """
+    pictures, videos = find_sources(sources)
+    photographs = [load_photograph(path, config.size) for path in pictures]
+    target.mkdir(parents=True, exist_ok=True)
+    for index in range(config.clips):
+        folder = target / f"{index:05d}"
+        if (folder / "clip.json").exists():
+            continue
+        rng = np.random.default_rng((config.seed, index))
+        folder.mkdir(exist_ok=True)
+        frames: np.ndarray | None = None
+        if videos and (not photographs or rng.random() < config.video_share):
+            frames = _video_clip(videos[int(rng.integers(len(videos)))], rng, config)
+        if frames is None:
+            if not photographs:
+                raise UserError(f"a video below {sources} is shorter or smaller than a training clip; remove it")
+            clip = synthetic_clip(photographs, rng, frames=config.frames, size=config.size, scale=config.scale)
+            frames = clip.frames
+            np.save(folder / "motion.npy", clip.flow)
+        np.save(folder / "gt.npy", frames)
+        if config.clean:
+            settings = {"resize": "bicubic with anti-aliasing"}
+            np.save(folder / "lr.npy", shrink(frames, scale=config.scale))
+        else:
+            degradation = Degradation.draw(rng, scale=config.scale)
+            seed = int(rng.integers(2**31))
+            # Drawn last: a clip is the same but for its past, whatever these shares are.
+            degradation = degradation.with_past(
+                rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
+            )
+            settings = {name: value for name, value in asdict(degradation).items() if value is not None}
+            np.save(folder / "lr.npy", degrade(frames, degradation, scale=config.scale, seed=seed))
+        (folder / "clip.json").write_text(json.dumps(settings))
