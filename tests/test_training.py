@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from vsvsr.errors import UserError
@@ -22,7 +23,7 @@ from vsvsr.ops import flow_warp
 from vsvsr.training.__main__ import main
 from vsvsr.training.data.build import DatasetConfig, build_dataset
 from vsvsr.training.data.clips import Clips, Dataset
-from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, downsample
+from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, downsample, noise_field
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.discriminator import UNetDiscriminator
 from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
@@ -126,9 +127,8 @@ def test_synthetic_clips_hold_still_shots_pans_and_cuts() -> None:
     assert cuts >= 1
 
 
-def test_a_past_changes_the_degraded_clip_and_nothing_else(sources: Path, data: Path, tmp_path: Path) -> None:
-    past = dataclasses.replace(DATA, interlaced_share=1.0, recompressed_share=1.0)
-    build_dataset(sources, tmp_path, past)
+def test_prior_processing_changes_the_degraded_clip_and_nothing_else(sources: Path, data: Path, tmp_path: Path) -> None:
+    build_dataset(sources, tmp_path, dataclasses.replace(DATA, interlaced_share=1.0, recompressed_share=1.0))
     for clip in ("00000", "00001"):
         assert (tmp_path / clip / "gt.npy").read_bytes() == (data / clip / "gt.npy").read_bytes()
         before, after = np.load(data / clip / "lr.npy").astype(int), np.load(tmp_path / clip / "lr.npy").astype(int)
@@ -136,8 +136,60 @@ def test_a_past_changes_the_degraded_clip_and_nothing_else(sources: Path, data: 
         assert 0.5 < np.abs(before - after).mean() < 20
         settings = json.loads((tmp_path / clip / "clip.json").read_text())
         assert settings.pop("deinterlacer") in ("bwdif", "yadif")
-        assert settings.pop("earlier")[0] in ("mpeg2video", "libx264")
+        assert settings.pop("prior_compression")[0] in ("mpeg2video", "libx264")
         assert settings == json.loads((data / clip / "clip.json").read_text())
+
+
+def test_a_share_of_noisy_captures_leaves_the_truth_and_the_other_clips_as_they_were(
+    sources: Path, data: Path, tmp_path: Path
+) -> None:
+    more = dataclasses.replace(DATA, clips=6)
+    build_dataset(sources, tmp_path / "none", more)
+    build_dataset(sources, tmp_path / "some", dataclasses.replace(more, noisy_share=0.33))
+    noisy = 0
+    for index in range(6):
+        before, after = (tmp_path / folder / f"{index:05d}" for folder in ("none", "some"))
+        assert (before / "gt.npy").read_bytes() == (after / "gt.npy").read_bytes()
+        settings = json.loads((after / "clip.json").read_text())
+        if settings["family"] == "eq. 9":
+            assert (before / "lr.npy").read_bytes() == (after / "lr.npy").read_bytes()
+            assert settings == json.loads((before / "clip.json").read_text())
+            continue
+        noisy += 1
+        assert settings["family"] == "noisy capture"
+        assert 8 <= settings["noise"] <= 30
+        assert 8 <= settings["crf"] <= 24
+        assert settings["sigma"][0] == settings["sigma"][1] < 1.2
+        assert (before / "lr.npy").read_bytes() != (after / "lr.npy").read_bytes()
+    assert 1 <= noisy <= 4
+
+
+def test_noise_has_the_strength_the_grain_and_the_slope_that_were_drawn() -> None:
+    image = torch.cat((torch.full((3, 96, 128), 32.0), torch.full((3, 96, 128), 223.0)), dim=2)
+
+    def field(grain: float = 0.0, slope: float = 0.0) -> Tensor:
+        parameters = Degradation(sigma=(0.2, 0.2), noise=20.0, grain=grain, noise_slope=slope, crf=10)
+        return noise_field(parameters, image, torch.Generator().manual_seed(0))
+
+    for grain, correlation in ((0.0, 0.0), (1.5, float(np.exp(-1 / (4 * 1.5**2))))):
+        noise = field(grain)
+        assert float(noise.std()) == pytest.approx(20, rel=0.05)
+        neighbours = torch.corrcoef(torch.stack((noise[..., 1:].flatten(), noise[..., :-1].flatten())))[0, 1]
+        assert float(neighbours) == pytest.approx(correlation, abs=0.03)
+    for slope in (-0.5, 0.5):
+        dark, bright = field(slope=slope).split(128, dim=2)
+        assert float(dark.std()) == pytest.approx(20 * (1 + slope * (32 / 127.5 - 1)), rel=0.05)
+        assert float(bright.std()) == pytest.approx(20 * (1 + slope * (223 / 127.5 - 1)), rel=0.05)
+
+
+def test_half_the_scale_takes_half_the_grain_too() -> None:
+    grains = []
+    for seed in range(20):
+        x4, x2 = (Degradation.draw_noisy(np.random.default_rng(seed), scale=scale) for scale in (4, 2))
+        assert (2 * x2.noise, 2 * x2.grain, 2 * x2.sigma[0]) == pytest.approx((x4.noise, x4.grain, x4.sigma[0]))
+        assert (x2.crf, x2.noise_slope, x2.resize) == (x4.crf, x4.noise_slope, x4.resize)
+        grains.append(x4.grain)
+    assert 5 <= sum(grain > 0 for grain in grains) <= 15
 
 
 def test_deinterlacing_keeps_what_stands_still_and_guesses_every_other_line_of_what_moves() -> None:

@@ -113,6 +113,7 @@ def _build(arguments: argparse.Namespace) -> None:
         frames=arguments.frames,
         scale=arguments.scale,
         clean=arguments.clean,
+        noisy_share=arguments.noisy_share,
         interlaced_share=arguments.interlaced,
         recompressed_share=arguments.recompressed,
         seed=arguments.seed,
@@ -163,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--frames", type=int, default=30)
     build.add_argument("--scale", type=int, choices=(2, 4), default=4)
     build.add_argument("--clean", action="store_true", help="only downsample: for MIA")
+    build.add_argument("--noisy-share", type=float, default=0.0, help="share of noisy captures, encoded well, 0 to 1")
     build.add_argument("--interlaced", type=float, default=0.0, help="share of clips of interlaced origin, 0 to 1")
     build.add_argument("--recompressed", type=float, default=0.0, help="share of clips compressed twice, 0 to 1")
     build.add_argument("--seed", type=int, default=0)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class DatasetConfig:
         scale: 2 or 4.
         clean: only downsample, see `vsvsr.training.data.degradation.shrink`, instead of eq. 9.
         video_share: share of the clips cut from real videos, when there are any.
+        noisy_share: share of the clips that are noisy captures, see `Degradation.draw_noisy`, instead of eq. 9.
         interlaced_share: share of the clips that have been interlaced before.
         recompressed_share: share of the clips that are compressed twice.
         seed: clip ``i`` is a function of the source files, these settings and ``(seed, i)``.
@@ -35,6 +37,7 @@ class DatasetConfig:
     scale: int = 4
     clean: bool = False
     video_share: float = 0.5
+    noisy_share: float = 0.0
     interlaced_share: float = 0.0
     recompressed_share: float = 0.0
     seed: int = 0
@@ -55,8 +58,8 @@ def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> 
 def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
     """Write clips ``00000``, ``00001``, ... below ``target``; those that are there already are kept.
 
-    Each is a folder with ``gt.npy`` ``(t, h, w, 3)`` and ``lr.npy`` (uint8), ``clip.json`` (degradation), and for
-    synthetic clips ``motion.npy``, the true flow.
+    Each is a folder with ``gt.npy`` ``(t, h, w, 3)`` and ``lr.npy`` (uint8), ``clip.json`` (scale, family and
+    parameters of the degradation), and for synthetic clips ``motion.npy``, the true flow.
     """
     pictures, videos = find_sources(sources)
     photographs = [load_photograph(path, config.size) for path in pictures]
@@ -77,16 +80,29 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
             frames = clip.frames
             np.save(folder / "motion.npy", clip.flow)
         np.save(folder / "gt.npy", frames)
+        settings: dict[str, Any] = {"scale": config.scale}
         if config.clean:
-            settings = {"resize": "bicubic with anti-aliasing"}
-            np.save(folder / "lr.npy", shrink(frames, scale=config.scale))
+            settings |= {"family": "clean", "resize": "bicubic with anti-aliasing"}
+            small = shrink(frames, scale=config.scale)
         else:
-            degradation = Degradation.draw(rng, scale=config.scale)
-            seed = int(rng.integers(2**31))
-            # Drawn last: a clip is the same but for its past, whatever these shares are.
-            degradation = degradation.with_past(
-                rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
-            )
-            settings = {name: value for name, value in asdict(degradation).items() if value is not None}
-            np.save(folder / "lr.npy", degrade(frames, degradation, scale=config.scale, seed=seed))
-        (folder / "clip.json").write_text(json.dumps(settings))
+            family, degradation, seed = _draw_degradation(rng, config, index)
+            drawn = {name: value for name, value in asdict(degradation).items() if value is not None}
+            settings |= {"family": family, **drawn}
+            small = degrade(frames, degradation, scale=config.scale, seed=seed)
+        np.save(folder / "lr.npy", small)
+        partial = folder / "clip.json.partial"
+        partial.write_text(json.dumps(settings))
+        partial.replace(folder / "clip.json")
+
+
+def _draw_degradation(rng: np.random.Generator, config: DatasetConfig, index: int) -> tuple[str, Degradation, int]:
+    """Family, parameters and noise seed of clip ``index``; a share changes only the clips that it concerns."""
+    family, degradation = "eq. 9", Degradation.draw(rng, scale=config.scale)
+    seed = int(rng.integers(2**31))
+    own = np.random.default_rng((config.seed, index, 1))
+    if own.random() < config.noisy_share:
+        family, degradation = "noisy capture", Degradation.draw_noisy(own, scale=config.scale)
+    prior = degradation.with_prior_processing(
+        rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
+    )
+    return family, prior, seed

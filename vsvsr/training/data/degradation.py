@@ -1,6 +1,8 @@
-"""Eq. 9: blur, noise, downsampling, H.264; optionally after an earlier life as interlaced or compressed footage.
+"""Low-resolution clips: blur, noise, downsampling and H.264 (eq. 9 of FastRealVSR), or plain downsampling.
 
-And plain downsampling, for networks that are meant for clean clips."""
+Two families of parameters: eq. 9's own, weak noise and strong compression, and noisy captures (tapes, film grain,
+cameras in the dark) that were encoded well. Footage can have been interlaced or compressed before.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,31 +23,38 @@ _DEINTERLACERS: tuple[Deinterlacer, ...] = ("bwdif", "yadif")
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """Parameters of eq. 9 for one clip.
+    """Parameters of one clip.
 
     Attributes:
         sigma: standard deviations of the Gaussian blur along its two axes, in high-resolution pixels.
         angle: direction of the first axis, radians.
         noise: standard deviation of the noise in 8-bit steps, before the downsampling.
         grey_noise: the same noise in all three colours.
+        grain: standard deviation of the Gaussian that correlates neighbouring noise samples, in high-resolution
+            pixels; the noise keeps its variance. 0 is white noise.
+        noise_slope: how the noise depends on brightness ``x`` (0 to 255): its standard deviation is
+            ``noise * (1 + noise_slope * (x / 127.5 - 1))``. Positive as photon noise in linear light, negative as
+            noise that gamma lifts in the shadows; from -1 to 1.
         resize: how to downsample; bilinear and bicubic read the nearest pixels without anti-aliasing, as OpenCV does.
         crf: constant rate factor of x264.
         profile: H.264 profile.
         deinterlacer: the footage was interlaced, one field of each frame, and this filter of ffmpeg made frames of it;
             None for frames from the start.
-        earlier: codec, and its quality, of a first compression before the last one: ``mpeg2video`` with a quantiser
-            from 1 up, as on DVDs, or ``libx264`` with a crf; None for one compression only.
+        prior_compression: codec, and its quality, of a compression before the last one: ``mpeg2video`` with a
+            quantiser from 1 up, as on DVDs, or ``libx264`` with a crf; None for one compression only.
     """
 
     sigma: tuple[float, float]
     angle: float = 0.0
     noise: float
     grey_noise: bool = False
+    grain: float = 0.0
+    noise_slope: float = 0.0
     resize: Resize = "bicubic"
     crf: int
     profile: str = "high"
     deinterlacer: Deinterlacer | None = None
-    earlier: tuple[Literal["mpeg2video", "libx264"], int] | None = None
+    prior_compression: tuple[Literal["mpeg2video", "libx264"], int] | None = None
 
     @classmethod
     def draw(cls, rng: np.random.Generator, *, scale: int) -> "Degradation":
@@ -68,14 +77,35 @@ class Degradation:
             profile=str(rng.choice(["baseline", "main", "high"], p=(0.1, 0.2, 0.7))),
         )
 
-    def with_past(self, rng: np.random.Generator, *, interlaced: float, recompressed: float) -> "Degradation":
-        """The same after an earlier life: interlaced, compressed, or both, each with the given probability."""
+    @classmethod
+    def draw_noisy(cls, rng: np.random.Generator, *, scale: int) -> "Degradation":
+        """Parameters of a noisy capture that was encoded well: there earlier frames know much about the current one.
+
+        Noise of 8 to 30 steps, white or grain, half of the time dependent on brightness; blur below 1.2; crf 8 to 24.
+        Blur, noise and grain shrink with the scale, as in `draw`.
+        """
+        share = scale / 4
+        sigma = share * rng.uniform(0.2, 1.2)
+        return cls(
+            sigma=(sigma, sigma),
+            noise=share * rng.uniform(8, 30),
+            grey_noise=bool(rng.random() < 0.5),
+            grain=share * rng.uniform(0.5, 2.0) if rng.random() < 0.5 else 0.0,
+            noise_slope=rng.uniform(-0.8, 0.8) if rng.random() < 0.5 else 0.0,
+            resize=_RESIZES[int(rng.choice(3, p=(0.6, 0.15, 0.25)))],
+            crf=int(rng.integers(8, 25)),
+        )
+
+    def with_prior_processing(
+        self, rng: np.random.Generator, *, interlaced: float, recompressed: float
+    ) -> "Degradation":
+        """The same after interlacing, a prior compression, or both, each with the given probability."""
         deinterlacer = _DEINTERLACERS[int(rng.integers(2))] if rng.random() < interlaced else None
-        earlier: tuple[Literal["mpeg2video", "libx264"], int] | None = None
+        prior: tuple[Literal["mpeg2video", "libx264"], int] | None = None
         if rng.random() < recompressed:
             dvd = rng.random() < 0.5
-            earlier = ("mpeg2video", int(rng.integers(2, 11))) if dvd else ("libx264", int(rng.integers(18, 36)))
-        return replace(self, deinterlacer=deinterlacer, earlier=earlier)
+            prior = ("mpeg2video", int(rng.integers(2, 11))) if dvd else ("libx264", int(rng.integers(18, 36)))
+        return replace(self, deinterlacer=deinterlacer, prior_compression=prior)
 
 
 def _draw_sigma(rng: np.random.Generator) -> float:
@@ -142,8 +172,21 @@ def shrink(frames: np.ndarray, *, scale: int) -> np.ndarray:
     return small.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def noise_field(degradation: Degradation, image: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise to add to an image ``(3, h, w)`` of 0 to 255, in the same steps."""
+    border = _RADIUS if degradation.grain else 0
+    channels, sides = 1 if degradation.grey_noise else 3, (side + 2 * border for side in image.shape[1:])
+    noise = torch.randn((channels, *sides), generator=generator)
+    if degradation.grain:
+        kernel = blur_kernel((degradation.grain, degradation.grain), 0.0)
+        noise = blur(noise, kernel / kernel.square().sum().sqrt())[:, border:-border, border:-border]
+    if degradation.noise_slope:
+        noise = noise * (1 + degradation.noise_slope * (image.clamp(0, 255) / 127.5 - 1))
+    return noise * degradation.noise
+
+
 def degrade(frames: np.ndarray, degradation: Degradation, *, scale: int, seed: int) -> np.ndarray:
-    """The low-resolution clip of eq. 9.
+    """The low-resolution clip.
 
     Args:
         frames: ``(t, h, w, 3)`` uint8, sides multiples of ``2 * scale``; the height, where footage was interlaced, of
@@ -160,13 +203,12 @@ def degrade(frames: np.ndarray, degradation: Degradation, *, scale: int, seed: i
     small = []
     for frame in torch.from_numpy(frames.copy()):
         image = blur(frame.permute(2, 0, 1).float(), kernel)
-        noise = torch.randn((1 if degradation.grey_noise else 3, *image.shape[1:]), generator=generator)
-        image = image + noise * degradation.noise
+        image = image + noise_field(degradation, image, generator)
         small.append(downsample(image[None], scale, degradation.resize)[0])
     pixels = torch.stack(small).permute(0, 2, 3, 1).round_().clamp_(0, 255).to(torch.uint8).contiguous().numpy()
-    codec, quality = degradation.earlier or ("ffv1", 0)
+    codec, quality = degradation.prior_compression or ("ffv1", 0)
     if degradation.deinterlacer is not None:
         pixels = through_fields(pixels, codec, quality, deinterlacer=degradation.deinterlacer)
-    elif degradation.earlier is not None:
+    elif degradation.prior_compression is not None:
         pixels = through_codec(pixels, codec, quality)
     return through_x264(pixels, crf=degradation.crf, profile=degradation.profile)
