@@ -57,7 +57,7 @@ def test_the_authors_file_runs_on_a_base_folder_and_listens_to_the_prompt(
 
 
 def test_the_measured_degradation_holds_for_the_clip_whatever_is_asked_for_first(
-    small: vs.VideoNode, compact: Ultra, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: vs.VideoNode, compact: Ultra, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     judge = clip_iqa.ClipIQA(layers=(1, 1), width=16, outputs=64, text_width=64, text_layers=1, vocabulary=6).eval()
@@ -70,7 +70,7 @@ def test_the_measured_degradation_holds_for_the_clip_whatever_is_asked_for_first
     tokens = files.tokenise(base_folder, [text for pair in clip_iqa.PAIRS for text in pair])
     degradation = clip_iqa.measure_degradation(judge, tokens, samples)
     wanted = play(compact(clip, degradation=degradation))
-    measured = partial(compact, clip, clip_iqa_path=str(tmp_path), base_path=str(base_folder))
+    measured = partial(compact, clip, clip_iqa_path=__file__, base_path=str(base_folder))
     assert same(play(measured(), in_flight=4), wanted)
     assert same(play(measured(), [10, 3]), wanted)
 
@@ -101,17 +101,17 @@ def test_tiles_a_budget_and_colours_are_passed_on(bikes: vs.VideoNode, compact: 
     [
         ({"degradation": 1.5}, "degradation=1.5 is not possible; allowed: 0 to 1"),
         ({"colour": "sepia"}, "colour='sepia' is not possible; allowed: wavelet or adain or none"),
-        ({"overlap": -1}, "overlap=-1 is not possible; allowed: 0 or more"),
+        ({"overlap": -1}, "overlap=-1 is not possible; allowed: 0 or more frames"),
         ({"feature_cache": -1}, "feature_cache=-1 is not possible; allowed: 0 or more megabytes"),
-        ({"base_path": "/nowhere"}, "base_path='/nowhere' is not possible; allowed: a path that exists"),
-        ({"clip_iqa_path": "/nowhere"}, "clip_iqa_path='/nowhere' is not possible; allowed: a path that exists"),
+        ({"base_path": "/nowhere"}, "base_path='/nowhere' is not possible; allowed: an existing folder"),
+        ({"clip_iqa_path": "/"}, "clip_iqa_path='/' is not possible; allowed: an existing file"),
         ({"prompt": "a"}, "prompt='a' is not possible; allowed: none with these weights, which know no text"),
         (
-            {"clip_iqa_path": "/", "degradation": 0.5},
-            "clip_iqa_path='/' is not possible; allowed: either degradation or clip_iqa_path, not both",
+            {"clip_iqa_path": __file__, "degradation": 0.5},
+            f"clip_iqa_path={__file__!r} is not possible; allowed: either degradation or clip_iqa_path, not both",
         ),
         (
-            {"clip_iqa_path": "/"},
+            {"clip_iqa_path": __file__},
             "base_path='' is not possible; allowed: with clip_iqa_path, the folder of Stable Diffusion 2.1-base",
         ),
     ],

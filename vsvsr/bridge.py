@@ -14,7 +14,6 @@ from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.session import FilterSession
-from vsvsr.filters.settings import Value
 from vsvsr.streaming import Source
 from vsvsr.weights import folder
 
@@ -89,7 +88,7 @@ def _free(sessions: list[object]) -> None:
 
 
 def open_filter(
-    name: str, arguments: dict[str, list[Value]], video_format: str, width: int, height: int, frames: int
+    name: str, arguments: dict[str, list[int | float | str]], video_format: str, width: int, height: int, frames: int
 ) -> tuple[FilterInstance, int]:
     """Create a filter for a clip; returns it with its scale."""
     clip = Clip(format=video_format, width=width, height=height, frames=frames)

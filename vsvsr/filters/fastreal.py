@@ -1,8 +1,9 @@
 """FastReal: FastRealVSR, a unidirectional recurrent network with hidden state attention."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from vsvsr.filters.arguments import Argument
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SMALLEST_TILE, RecurrentSettings
 
@@ -10,12 +11,14 @@ if TYPE_CHECKING:
     from vsvsr.filters.session import FilterSession
 
 
+DEFAULT_MODEL = "fastreal-compact-x4"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FastRealSettings(RecurrentSettings):
     """The arguments of ``core.vsvsr.FastReal``."""
 
-
-DEFAULT_MODEL = "fastreal-compact-x4"
+    model: Annotated[str, Argument("weights in the package, by name", otherwise=DEFAULT_MODEL)] = ""
 
 
 def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":

@@ -1,9 +1,10 @@
 """MIA: MIA-VSR, masked inter- and intra-frame window attention."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from vsvsr.errors import UserError, check
+from vsvsr.errors import UserError
+from vsvsr.filters.arguments import Argument
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import ChunkedSettings
 
@@ -13,19 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MIASettings(ChunkedSettings):
-    """The arguments of ``core.vsvsr.MIA``.
+    """The arguments of ``core.vsvsr.MIA``."""
 
-    Attributes:
-        mask: repeat what a block did one frame before where its input has hardly changed.
-        refresh: leave nothing out in every so many-th frame of a pass; 0 = only in the first.
-    """
-
-    mask: bool = True
-    refresh: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(self.refresh >= 0, "refresh", self.refresh, "0 or more frames")
+    mask: Annotated[bool, Argument("repeat what a block did one frame before where its input has hardly changed")] = (
+        True
+    )
+    refresh: Annotated[
+        int,
+        Argument(
+            "leave nothing out in every N-th frame of a pass", unit="frames", at_least=0, zero="only in the first"
+        ),
+    ] = 0
 
 
 def create(settings: MIASettings, clip: Clip) -> "FilterSession":

@@ -1,12 +1,12 @@
 """All filters, and what each of them is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vsvsr.filters import fastreal, mia, skip, ultra
 from vsvsr.filters.clip import Clip
-from vsvsr.filters.settings import Arguments, SharedSettings
+from vsvsr.filters.settings import SharedSettings
 
 if TYPE_CHECKING:
     from vsvsr.filters.session import FilterSession
@@ -24,7 +24,7 @@ class Filter[Settings: SharedSettings]:
     settings: type[Settings]
     create: "Callable[[Settings, Clip], FilterSession]"
 
-    def open(self, arguments: Arguments, clip: Clip) -> "FilterSession":
+    def open(self, arguments: Mapping[str, object], clip: Clip) -> "FilterSession":
         """A session for ``clip``. Raises ``UserError`` for anything that cannot work."""
         settings = self.settings.parse(arguments)
         clip.require_float_rgb()

@@ -1,9 +1,10 @@
 """Skip: SkipVSR, BasicVSR whose residual blocks are skipped where the picture did not change."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from vsvsr.errors import check
+from vsvsr.filters.arguments import Argument
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import ChunkedSettings
 
@@ -11,31 +12,45 @@ if TYPE_CHECKING:
     from vsvsr.filters.session import FilterSession
 
 DEFAULT_MODEL = "BasicVSR_REDS4"
-MODES = ("frame", "patch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SkipSettings(ChunkedSettings):
-    """The arguments of ``core.vsvsr.Skip``.
+    """The arguments of ``core.vsvsr.Skip``."""
 
-    Attributes:
-        threshold: blocks run where the execution confidence is at least this; 0 = everywhere, which is BasicVSR.
-        budget: instead of a threshold, the share of blocks that shall run, from 0 to 1, on footage like the
-            calibration's.
-        mode: ``frame`` or, as in the paper, ``patch``.
-    """
-
-    threshold: float = 0.0
-    budget: float | None = None
-    mode: str = "frame"
+    model: Annotated[
+        str, Argument("published weights, by name; installed by `vsvsr weights install NAME`", otherwise=DEFAULT_MODEL)
+    ] = ""
+    threshold: Annotated[
+        float,
+        Argument(
+            "blocks run where the execution confidence is at least this; 0 = everywhere, which is BasicVSR itself",
+            at_least=0,
+            at_most=1,
+        ),
+    ] = 0.0
+    budget: Annotated[
+        float | None,
+        Argument(
+            "instead of `threshold`, the share of blocks that shall run where everything moves, as in the calibration; "
+            "fewer run where something rests",
+            at_least=0,
+            at_most=1,
+            otherwise="`threshold` decides",
+        ),
+    ] = None
+    mode: Annotated[
+        str,
+        Argument(
+            "where blocks are skipped: on tiles of the whole frame, or in the paper's 48x48 patches",
+            choices=("frame", "patch"),
+        ),
+    ] = "frame"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 <= self.threshold <= 1, "threshold", self.threshold, "0 to 1")
-        check(self.budget is None or 0 <= self.budget <= 1, "budget", self.budget, "0 to 1")
         single = self.threshold == 0 or self.budget is None
         check(single, "budget", self.budget, "either threshold or budget, not both")
-        check(self.mode in MODES, "mode", self.mode, " or ".join(MODES))
 
 
 def create(settings: SkipSettings, clip: Clip) -> "FilterSession":

@@ -2,19 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from vsvsr.errors import UserError, check
+from vsvsr.filters.arguments import Argument
 from vsvsr.filters.clip import Clip
-from vsvsr.filters.settings import ChunkedSettings
+from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vsvsr.filters.session import FilterSession
     from vsvsr.models.ultra import ColourFix, UltraVSR
-
-COLOURS = ("wavelet", "adain", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,37 +22,69 @@ class UltraSettings(ChunkedSettings):
 
     Frames depend on the 24 around them on both sides. With that much ``overlap`` they are those of the whole clip, and
     playback sees each frame once; less is cheaper to seek in, but every chunk then starts afresh.
-
-    Attributes:
-        tile: as everywhere, rounded down to multiples of 16.
-        tile_pad: as everywhere; twice as much in the UNet.
-        base_path: folder of Stable Diffusion 2.1-base, which the authors' file completes.
-        prompt: what the clip shows.
-        degradation: from 0 (ruined) to 1 (clean); one number for the clip.
-        clip_iqa_path: weights of CLIP RN50, which then measure the degradation.
-        colour: how the result gets the colours of the source: ``wavelet``, ``adain`` or ``none``.
-        feature_cache: megabytes of features that may wait on the device, the others wait in host memory.
     """
 
-    overlap: int = 24
-    tile: tuple[int, ...] = (192, 192)
-    base_path: str = ""
-    prompt: str = ""
-    degradation: float | None = None
-    clip_iqa_path: str = ""
-    colour: str = "wavelet"
-    feature_cache: int | None = None
+    tile: Annotated[
+        tuple[int, ...],
+        Argument(
+            "width and height of spatial tiles, rounded down to multiples of 16; they blend into each other",
+            unit="pixels of the source",
+            at_least=SMALLEST_TILE,
+            zero="off",
+            each=("width", "height"),
+        ),
+    ] = (192, 192)
+    tile_pad: Annotated[
+        int,
+        Argument("context around every tile, twice as much in the UNet", unit="pixels of the source", at_least=0),
+    ] = 16
+    overlap: Annotated[
+        int,
+        Argument(
+            "frames of context before and after a chunk; 24 give the pixels of the whole clip, "
+            "less is cheaper to seek in",
+            unit="frames",
+            at_least=0,
+        ),
+    ] = 24
+    base_path: Annotated[
+        str, Argument("Stable Diffusion 2.1-base in the layout of diffusers; the authors' file needs it", path="folder")
+    ] = ""
+    prompt: Annotated[str, Argument("what the clip shows", otherwise="empty")] = ""
+    degradation: Annotated[
+        float | None,
+        Argument(
+            "how clean the clip is, from 0 (ruined) to 1 (clean): how little is invented",
+            at_least=0,
+            at_most=1,
+            otherwise="the weights' own, 0.5 for the authors'",
+        ),
+    ] = None
+    clip_iqa_path: Annotated[
+        str,
+        Argument(
+            "instead of `degradation`, OpenAI's CLIP RN50 as safetensors, which measures it on five frames of the clip",
+            path="file",
+        ),
+    ] = ""
+    colour: Annotated[
+        str,
+        Argument("how the result gets the colours of the source", choices=("wavelet", "adain", "none")),
+    ] = "wavelet"
+    feature_cache: Annotated[
+        int | None,
+        Argument(
+            "features that may wait on the device, the others wait in host memory",
+            unit="megabytes",
+            at_least=0,
+            otherwise="no limit",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.degradation is None or 0 <= self.degradation <= 1, "degradation", self.degradation, "0 to 1")
         single = self.degradation is None or not self.clip_iqa_path
         check(single, "clip_iqa_path", self.clip_iqa_path, "either degradation or clip_iqa_path, not both")
-        check(self.colour in COLOURS, "colour", self.colour, " or ".join(COLOURS))
-        fits = self.feature_cache is None or self.feature_cache >= 0
-        check(fits, "feature_cache", self.feature_cache, "0 or more megabytes")
-        for name, path in (("base_path", self.base_path), ("clip_iqa_path", self.clip_iqa_path)):
-            check(not path or Path(path).exists(), name, path, "a path that exists")
 
 
 def create(settings: UltraSettings, clip: Clip) -> "FilterSession":

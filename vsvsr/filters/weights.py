@@ -11,10 +11,9 @@ def find_weights(filter_name: str, settings: SharedSettings, default: str) -> Pa
     """The verified weights file that ``model`` or ``model_path`` stands for.
 
     Raises:
-        UserError: there is no such file or name, or the weights are not installed.
+        UserError: there is no such name, or the weights are not installed.
     """
     if settings.model_path:
-        check(Path(settings.model_path).is_file(), "model_path", settings.model_path, "an existing file")
         return Path(settings.model_path)
     names = [row.name for row in weights.MANIFEST if row.model == filter_name and not row.part]
     name = settings.model or default
