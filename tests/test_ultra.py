@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tests.ultra_files import released_state
+from vsvsr.engine.continued import ContinuedNetwork
 from vsvsr.errors import UserError
-from vsvsr.models.ultra import FULL, REACH, TINY, RTSModule, UltraVSR, Upscaler, build, fix_colour
+from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR, Upscaler, build, fix_colour
 from vsvsr.models.ultra.clip_iqa import (
     PAIRS,
     AttentionPool,
@@ -589,12 +590,21 @@ def upscaler(network: UltraVSR, **settings: Any) -> Upscaler:
     return Upscaler(network, degradation=0.4, prompt=PROMPT, **settings)
 
 
-def rendered(settings: Upscaler, frames: torch.Tensor, emit: range, first: int | None = None) -> torch.Tensor:
+def continued(model: Upscaler) -> ContinuedNetwork[Restored]:
+    network = ContinuedNetwork[Restored](torch.device("cpu"), torch.float32)
+    network.model = model
+    return network
+
+
+def rendered(
+    settings: Upscaler | ContinuedNetwork[Restored], frames: torch.Tensor, emit: range, first: int = 0
+) -> torch.Tensor:
     """The frames of one call, none asked for beyond the last, written into strided views of one buffer."""
+    network = continued(settings) if isinstance(settings, Upscaler) else settings
     pictures = []
-    for restored in itertools.islice(settings.upscale(list(frames), emit, first=first), len(emit)):
+    for restored in itertools.islice(network.run(list(frames), emit, first), len(emit)):
         buffer = torch.full((3, frames.shape[-2] * 4, frames.shape[-1] * 4 + 7), torch.nan)
-        settings.render(restored, buffer[..., : frames.shape[-1] * 4].unbind(0))
+        network.model.render(restored, buffer[..., : frames.shape[-1] * 4].unbind(0))
         assert buffer[..., frames.shape[-1] * 4 :].isnan().all()
         pictures.append(buffer[..., : frames.shape[-1] * 4])
     return torch.stack(pictures)
@@ -612,10 +622,10 @@ def whole(tiny: UltraVSR, clip: torch.Tensor) -> torch.Tensor:
 
 
 def chunk_of(
-    settings: Upscaler, clip: torch.Tensor, start: int, stop: int, *, reach: int = REACH, numbered: bool = True
+    settings: Upscaler | ContinuedNetwork[Restored], clip: torch.Tensor, start: int, stop: int, *, reach: int = REACH
 ) -> torch.Tensor:
     first, last = max(start - reach, 0), min(stop + reach, len(clip))
-    return rendered(settings, clip[first:last], range(start - first, stop - first), first if numbered else None)
+    return rendered(settings, clip[first:last], range(start - first, stop - first), first)
 
 
 def test_frames_of_any_size_come_out_four_times_larger_in_range(tiny: UltraVSR) -> None:
@@ -640,28 +650,29 @@ def test_the_upscaler_runs_the_steps_of_the_definition(tiny: UltraVSR) -> None:
 def test_a_chunk_with_full_context_gives_the_pixels_of_the_whole_clip(
     tiny: UltraVSR, clip: torch.Tensor, whole: torch.Tensor, start: int, stop: int
 ) -> None:
-    assert torch.equal(chunk_of(upscaler(tiny), clip, start, stop, numbered=False), whole[start:stop])
+    assert torch.equal(chunk_of(upscaler(tiny), clip, start, stop), whole[start:stop])
 
 
 def test_playback_in_chunks_sees_each_frame_once_and_seeks_give_the_same_pixels(
     tiny: UltraVSR, clip: torch.Tensor, whole: torch.Tensor
 ) -> None:
     settings = upscaler(tiny)
-    played = [chunk_of(settings, clip, start, start + 13) for start in range(0, 52, 13)]
+    network = continued(settings)
+    played = [chunk_of(network, clip, start, start + 13) for start in range(0, 52, 13)]
     assert torch.equal(torch.cat(played), whole)
     assert settings.frames_seen == 52
     for start in (26, 13):
-        assert torch.equal(chunk_of(settings, clip, start, start + 13), whole[start : start + 13])
+        assert torch.equal(chunk_of(network, clip, start, start + 13), whole[start : start + 13])
     assert settings.frames_seen == 52 + 50 + 50
 
 
 def test_less_context_is_nearly_the_same_and_still_independent_of_the_order(
     tiny: UltraVSR, clip: torch.Tensor, whole: torch.Tensor
 ) -> None:
-    settings = upscaler(tiny)
-    played = [chunk_of(settings, clip, start, start + 5, reach=3) for start in (0, 5, 10)]
+    network = continued(upscaler(tiny))
+    played = [chunk_of(network, clip, start, start + 5, reach=3) for start in (0, 5, 10)]
     for place in (2, 1, 0):
-        assert torch.equal(chunk_of(settings, clip, 5 * place, 5 * place + 5, reach=3), played[place])
+        assert torch.equal(chunk_of(network, clip, 5 * place, 5 * place + 5, reach=3), played[place])
     assert 0 < (torch.cat(played) - whole[:15]).abs().max() < 0.5
 
 
@@ -769,7 +780,8 @@ def test_the_finished_generator_gives_the_pictures_of_the_trained_one(trained: T
     assert not any(isinstance(module, LoRA) for module in finished.modules())
     with torch.inference_mode():
         pictures = trainer.generate(frames)[1]
-        restored = Upscaler(finished, degradation=0.8, prompt=PROMPT).upscale(list(frames), range(3))
+        network = continued(Upscaler(finished, degradation=0.8, prompt=PROMPT))
+        restored = network.run(list(frames), range(3), 0)
         result = torch.cat([frame.picture for frame in restored])
     assert torch.allclose(result, (pictures.clamp(-1, 1) + 1) / 2, atol=1e-4)
 

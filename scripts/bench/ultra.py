@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vsvsr.models.ultra import FULL, REACH, TINY, RTSModule, UltraVSR, Upscaler, build
+from vsvsr.engine.continued import ContinuedNetwork
+from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR, Upscaler, build
 from vsvsr.models.ultra.files import load_compact
 from vsvsr.models.ultra.memory import waiting
 from vsvsr.models.ultra.network import Step, run_whole
@@ -41,6 +42,12 @@ def upscaler(network: UltraVSR) -> Upscaler:
     return Upscaler(network, degradation=0.5, prompt=torch.zeros(1, 77, width))
 
 
+def stream_of(model: Upscaler) -> ContinuedNetwork[Restored]:
+    network = ContinuedNetwork[Restored](torch.device("cpu"), torch.float32)
+    network.model = model
+    return network
+
+
 def consume(pictures: Iterator[object]) -> int:
     """Run through, keeping nothing."""
     return sum(1 for _ in pictures)
@@ -54,17 +61,19 @@ def seconds(work: Callable[[], object]) -> float:
 
 def timing(network: UltraVSR, frames: list[Tensor]) -> None:
     count, length = len(frames), 12
-    one_by_one = seconds(lambda: consume(upscaler(network).upscale(frames, range(count)))) / count
+    one_by_one = seconds(lambda: consume(stream_of(upscaler(network)).run(frames, range(count), 0))) / count
 
-    def chunks(number: bool) -> None:
-        settings = upscaler(network)
+    def chunks(keep: bool) -> None:
+        stream = stream_of(upscaler(network))
         for start in range(0, count, length):
             stop = min(start + length, count)
             first, last = max(start - REACH, 0), min(stop + REACH, count)
             emit = range(start - first, stop - first)
-            consume(settings.upscale(frames[first:last], emit, first=first if number else None))
+            if not keep:
+                stream = stream_of(upscaler(network))
+            consume(stream.run(frames[first:last], emit, first))
 
-    continued, separate = (seconds(lambda number=number: chunks(number)) / count for number in (True, False))
+    continued, separate = (seconds(lambda keep=keep: chunks(keep)) / count for keep in (True, False))
     whole = seconds(lambda: whole_clip(network, frames)) / count
     print(f"time per frame, {tuple(frames[0].shape[-2:])} to x4, {torch.get_num_threads()} threads")
     print(f"  stream                              {one_by_one * 1e3:8.1f} ms  x1.00")
@@ -92,7 +101,7 @@ def memory(network: UltraVSR, frames: list[Tensor]) -> None:
     before = process.memory_info().rss
     for repeat in (1, 2, 4):
         settings, most = upscaler(network), 0
-        for _ in settings.upscale(frames * repeat, range(len(frames) * repeat)):
+        for _ in stream_of(settings).run(frames * repeat, range(len(frames) * repeat), 0):
             most = max(most, process.memory_info().rss - before)
         waited = settings.shelf.peak / 1e6
         print(
@@ -111,7 +120,7 @@ def halo(network: UltraVSR, frames: list[Tensor]) -> None:
     for context in (REACH, 16, 8, 4, 2, 0):
         first = max(middle - context, 0)
         stretch = frames[first : middle + 4 + context]
-        pictures = upscaler(network).upscale(stretch, range(middle - first, middle - first + 4))
+        pictures = stream_of(upscaler(network)).run(stretch, range(middle - first, middle - first + 4), 0)
         result = torch.cat([restored.picture for restored in pictures])
         exact = result if exact is None else exact
         print(f"  {context:3} frames: {(result - exact).abs().max():.1e}")

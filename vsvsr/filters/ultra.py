@@ -93,11 +93,11 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
 
     import torch
 
-    from vsvsr.engine.continued import UltraNetwork
+    from vsvsr.engine.continued import ContinuedNetwork
     from vsvsr.engine.device import choose_device, compute_type
     from vsvsr.engine.planes import read
     from vsvsr.filters.session import FilterSession
-    from vsvsr.models.ultra import Upscaler
+    from vsvsr.models.ultra import Restored, Upscaler
     from vsvsr.models.ultra.clip_iqa import PAIRS, load_clip_iqa, measure_degradation, sample_indices
     from vsvsr.models.ultra.files import tokenise
     from vsvsr.streaming import ChunkedSession, SampledSession
@@ -119,7 +119,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
             budget=None if settings.feature_cache is None else settings.feature_cache * 1_000_000,
         )
 
-    model = UltraNetwork(device, dtype)
+    model = ContinuedNetwork[Restored](device, dtype)
     session = ChunkedSession(
         model,
         frames=clip.frames,
@@ -130,8 +130,8 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     )
     if not settings.clip_iqa_path:
         degradation = network.degradation if settings.degradation is None else settings.degradation
-        model.upscaler = upscaler(degradation)
-        return FilterSession(session, device, scale=4)
+        model.model = upscaler(degradation)
+        return FilterSession(session, device, Upscaler.scale)
 
     check(bool(settings.base_path), "base_path", "", "with clip_iqa_path, the folder of Stable Diffusion 2.1-base")
     tokens = tokenise(settings.base_path, [text for pair in PAIRS for text in pair]).to(device)
@@ -140,7 +140,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     def prepare(samples: "list[Tensor]") -> None:
         if not samples:
             raise UserError("no frame could be read to measure the degradation; give degradation instead")
-        model.upscaler = upscaler(measure_degradation(judge, tokens, [frame[0] for frame in samples]))
+        model.model = upscaler(measure_degradation(judge, tokens, [frame[0] for frame in samples]))
 
     sampled = SampledSession(
         session,
@@ -148,7 +148,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
         read=partial(read, device=device, dtype=torch.float32),
         prepare=prepare,
     )
-    return FilterSession(sampled, device, scale=4)
+    return FilterSession(sampled, device, Upscaler.scale)
 
 
 def _load(settings: UltraSettings) -> "tuple[UltraVSR, Tensor]":

@@ -13,6 +13,8 @@ from vsvsr.errors import UserError
 from vsvsr.models.ultra.rts import RTSForm, RTSModule, TemporalUnit
 from vsvsr.models.ultra.shelf import Skips
 
+SCALE = 4
+"""Output pixels per input pixel in each direction."""
 VAE_FACTOR = 8
 UNET_REACH = 16
 DECODER_REACH = 8
@@ -233,4 +235,4 @@ def run_whole(steps: list[Step], frames: Tensor) -> Tensor:
 def upscale_bicubic(frames: Tensor) -> Tensor:
     """Four times larger, ``(t, 3, h, w)`` to ``(t, 3, 4h, 4w)``, with the kernel of Pillow (a = -0.5)."""
     # For enlargement the filter of antialias=True has the plain support, and PyTorch's only kernel with a = -0.5.
-    return F.interpolate(frames, scale_factor=4, mode="bicubic", antialias=True)
+    return F.interpolate(frames, scale_factor=SCALE, mode="bicubic", antialias=True)

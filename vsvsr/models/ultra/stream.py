@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vsvsr.errors import UserError
 from vsvsr.models.ultra.colour import ColourFix, fix_colour
-from vsvsr.models.ultra.network import DECODER_REACH, UNET_REACH, VAE_FACTOR, Step, UltraVSR, upscale_bicubic
+from vsvsr.models.ultra.network import DECODER_REACH, SCALE, UNET_REACH, VAE_FACTOR, Step, UltraVSR, upscale_bicubic
 from vsvsr.models.ultra.rts import TemporalUnit
 from vsvsr.models.ultra.schedule import clamp_degradation, one_step, timestep_of
 from vsvsr.models.ultra.shelf import Shelf, Shelved, Skips
@@ -146,6 +146,11 @@ class Restored:
     picture: Tensor
     frame: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the result takes besides the frame."""
+        return self.picture.nbytes
+
 
 class Upscaler:
     """The network with the settings of one clip.
@@ -161,12 +166,19 @@ class Upscaler:
         budget: bytes of waiting features kept on the device, the others wait in host memory; None for no limit.
 
     Attributes:
+        scale: output pixels per input pixel in each direction.
+        reach: frames to each side on which an output depends.
+        lead: frames before the first wanted one that the decoder must see.
         frames_seen: frames that went through the UNet so far.
         shelf: where features wait at present.
 
     Raises:
         UserError: a setting is out of its range.
     """
+
+    scale = SCALE
+    reach = REACH
+    lead = DECODER_REACH
 
     def __init__(
         self,
@@ -194,51 +206,17 @@ class Upscaler:
         with torch.inference_mode():
             self._unet = network.unet_steps(timestep_of(self.degradation), prompt.to(network.device, network.dtype))
             self._decoder = network.decoder_steps()
-        self._stream: Stream | None = None
 
-    @torch.inference_mode()
-    def upscale(self, frames: Sequence[Tensor], emit: range, *, first: int | None = None) -> Iterator[Restored]:
-        """Restore the frames in ``emit``, one by one in order, for :meth:`render`.
-
-        With :data:`REACH` frames of context on each side, or the end of the clip or scene, the results are those of
-        the whole clip to the bit. Fewer frames of context are cheaper and slightly different.
-
-        Args:
-            frames: a stretch of one scene, each ``(3, h, w)``, RGB in [0, 1].
-            emit: a range of indices into ``frames`` with step 1.
-            first: number of ``frames[0]`` in its clip. Given this, a call that goes on where the last one stopped
-                continues from the features that wait, so that playback sees each frame once; pixels are the same.
-        """
-        stream = self._resume(emit, len(frames), first) or Stream(self, first, max(emit.start - DECODER_REACH, 0))
-        self._stream = None
-        while stream.delivered < emit.stop:
-            restored = stream.advance(frames)
-            if restored is None or stream.delivered <= emit.start:
-                continue
-            if stream.delivered == emit.stop and first is not None:
-                # Before the last frame goes out, after which nobody may ask again.
-                self._stream = stream
-            yield restored
-
-    def _resume(self, emit: range, length: int, first: int | None) -> "Stream | None":
-        """The last call's stream, if a new one would give the same frames in ``emit`` after more work."""
-        stream = self._stream
-        if stream is None or first is None or stream.first is None:
-            return None
-        moved = first - stream.first
-        received = stream.received - moved
-        reaches = received == length if stream.ended else 0 <= received <= length
-        if not reaches or stream.delivered - moved != emit.start or (moved and emit.start < REACH):
-            return None
-        stream.move(moved)
-        return stream
+    def restoration(self, skip: int) -> "Restoration":
+        """Begin a stretch of one scene, of which the first ``skip`` frames are context that is not decoded."""
+        return Restoration(self, skip)
 
     @torch.inference_mode()
     def render(self, restored: Restored, planes: Sequence[Tensor]) -> None:
         """Fix the colours and write the frame.
 
         Args:
-            restored: from :meth:`upscale`.
+            restored: from a `Restoration`.
             planes: R, G and B, each ``(4h, 4w)`` with any strides, type and device.
         """
         reference = upscale_bicubic(restored.frame.float())
@@ -271,73 +249,50 @@ class Upscaler:
         )
 
 
-class Stream:
-    """Frames of one scene in order; each comes out restored :data:`REACH` frames later.
+class Restoration:
+    """The network over a stretch of one scene, frame by frame.
+
+    With `Upscaler.reach` frames of context on each side, or the end of the clip or scene, the results are those of the
+    whole clip to the bit. Fewer frames of context are cheaper and slightly different.
 
     Args:
         upscaler: network and settings.
-        first: number of the first frame in its clip, if known.
         skip: frames at the start that are not decoded.
-
-    Attributes:
-        received: frames pushed, counted from ``first``.
-        delivered: frames that came out, the skipped ones included.
-        ended: no frame comes any more.
     """
 
-    def __init__(self, upscaler: Upscaler, first: int | None = None, skip: int = 0) -> None:
-        self.first = first
-        self.received = 0
-        self.delivered = skip
-        self.ended = False
+    def __init__(self, upscaler: Upscaler, skip: int) -> None:
         self._upscaler = upscaler
         self._skip = skip
         self._stages: tuple[TiledPipeline, TiledPipeline] | None = None
         self._frames: deque[Tensor] = deque()
         self._latents: deque[Tensor] = deque()
-        self._rest: Iterator[Restored] = iter(())
 
-    def move(self, frames: int) -> None:
-        """Count from a frame that lies so many frames after ``first``."""
-        assert self.first is not None
-        self.first += frames
-        self.received -= frames
-        self.delivered -= frames
-
-    def advance(self, frames: Sequence[Tensor]) -> Restored | None:
-        """Push the next of ``frames``, which begin at ``first``; when they are over, take one more frame out."""
-        if self.received < len(frames):
-            return self.push(frames[self.received])
-        if not self.ended:
-            self.ended = True
-            self._rest = self.finish()
-        return next(self._rest)
-
+    @torch.inference_mode()
     def push(self, frame: Tensor) -> Restored | None:
-        """Take a frame ``(3, h, w)``, RGB in [0, 1]; gives an earlier one once there is one."""
+        """Take a frame ``(3, h, w)``, RGB in [0, 1]; gives the one `REACH` frames before it, if any."""
         batch = frame[None].to(self._upscaler.network.device)
         latents = self._upscaler.encode(batch)
         if self._stages is None:
             self._stages = self._upscaler.stages(latents.shape[-2], latents.shape[-1])
         self._frames.append(batch)
         self._latents.append(latents)
-        self.received += 1
         self._upscaler.frames_seen += 1
         noise = self._stages[0].push(latents)
         picture = None if noise is None else self._denoise(noise)
-        return None if picture is None else self._deliver(picture)
+        return None if picture is None else self._restored(picture)
 
+    @torch.inference_mode()
     def finish(self) -> Iterator[Restored]:
-        """The frames still inside."""
+        """The frames still inside, in order; nothing may be pushed afterwards."""
         if self._stages is None:
             return
         unet, decoder = self._stages
         for noise in unet.finish():
             picture = self._denoise(noise)
             if picture is not None:
-                yield self._deliver(picture)
+                yield self._restored(picture)
         for picture in decoder.finish():
-            yield self._deliver(picture)
+            yield self._restored(picture)
 
     def _denoise(self, noise: Tensor) -> Tensor | None:
         """One diffusion step for the oldest frame in the UNet, and its latents on to the decoder."""
@@ -349,8 +304,7 @@ class Stream:
         assert self._stages is not None
         return self._stages[1].push(latents)
 
-    def _deliver(self, picture: Tensor) -> Restored:
-        self.delivered += 1
+    def _restored(self, picture: Tensor) -> Restored:
         frame = self._frames.popleft()
-        height, width = (4 * side for side in frame.shape[-2:])
+        height, width = (self._upscaler.scale * side for side in frame.shape[-2:])
         return Restored((picture[..., :height, :width].clamp(-1.0, 1.0) + 1.0) / 2.0, frame)
