@@ -113,7 +113,7 @@ def version() -> list[tuple[str, list[str]]]:
 
 def describe(error: BaseException) -> str:
     """One line for the user."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
     if isinstance(error, UserError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -125,8 +125,11 @@ Ref toPython(const VSMap *arguments, const VSAPI *vsapi) {
                 values.push_back(python::integer(vsapi->mapGetInt(arguments, key, j, nullptr)));
             else if (type == ptFloat)
                 values.push_back(python::number(vsapi->mapGetFloat(arguments, key, j, nullptr)));
-            else if (type == ptData)
-                values.push_back(python::text(vsapi->mapGetData(arguments, key, j, nullptr)));
+            else if (type == ptData) {
+                const int size = vsapi->mapGetDataSize(arguments, key, j, nullptr);
+                const char *data = vsapi->mapGetData(arguments, key, j, nullptr);
+                values.push_back(python::text({data, static_cast<std::size_t>(size)}));
+            }
         }
         if (!values.empty())
             items.emplace_back(key, python::list(std::move(values)));

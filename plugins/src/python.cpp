@@ -37,7 +37,7 @@ struct Api {
     Object *(*PyLong_FromLongLong)(long long);
     long long (*PyLong_AsLongLong)(Object *);
     Object *(*PyFloat_FromDouble)(double);
-    Object *(*PyUnicode_FromString)(const char *);
+    Object *(*PyUnicode_DecodeUTF8)(const char *, std::ptrdiff_t, const char *);
     const char *(*PyUnicode_AsUTF8AndSize)(Object *, std::ptrdiff_t *);
     Object *(*PyTuple_New)(std::ptrdiff_t);
     int (*PyTuple_SetItem)(Object *, std::ptrdiff_t, Object *);
@@ -62,7 +62,7 @@ bool resolveAll(Api &api) {
            VSVSR_RESOLVE(PyObject_CallObject) && VSVSR_RESOLVE(PyObject_Str) &&
            VSVSR_RESOLVE(PyErr_GetRaisedException) && VSVSR_RESOLVE(PyErr_Clear) && VSVSR_RESOLVE(PyErr_Occurred) &&
            VSVSR_RESOLVE(PyLong_FromLongLong) && VSVSR_RESOLVE(PyLong_AsLongLong) &&
-           VSVSR_RESOLVE(PyFloat_FromDouble) && VSVSR_RESOLVE(PyUnicode_FromString) &&
+           VSVSR_RESOLVE(PyFloat_FromDouble) && VSVSR_RESOLVE(PyUnicode_DecodeUTF8) &&
            VSVSR_RESOLVE(PyUnicode_AsUTF8AndSize) && VSVSR_RESOLVE(PyTuple_New) && VSVSR_RESOLVE(PyTuple_SetItem) &&
            VSVSR_RESOLVE(PyDict_New) && VSVSR_RESOLVE(PyDict_SetItemString) && VSVSR_RESOLVE(PySequence_Size) &&
            VSVSR_RESOLVE(PySequence_GetItem) && VSVSR_RESOLVE(PySequence_List) && VSVSR_RESOLVE(PyCFunction_NewEx);
@@ -187,8 +187,10 @@ Ref::~Ref() {
         api.Py_DecRef(object_);
 }
 
-Ref text(const char *value) {
-    return checked(api.PyUnicode_FromString(value));
+Ref text(std::string_view value) {
+    // As Python itself reads file names: bytes that are no UTF-8 become surrogates, and those bytes again in a path.
+    return checked(
+        api.PyUnicode_DecodeUTF8(value.data(), static_cast<std::ptrdiff_t>(value.size()), "surrogateescape"));
 }
 
 Ref integer(std::int64_t value) {

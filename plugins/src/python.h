@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -51,7 +52,7 @@ struct Plane {
 };
 
 // Values for Python.
-Ref text(const char *value);
+Ref text(std::string_view value);
 Ref integer(std::int64_t value);
 Ref number(double value);
 Ref list(std::vector<Ref> items);

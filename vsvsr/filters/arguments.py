@@ -1,13 +1,16 @@
 """What a filter says of each of its arguments, and the checks that follow from it. No torch: the build needs this."""
 
+import contextlib
 import dataclasses
 import math
+import operator
+import os
 import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, SupportsFloat, SupportsIndex
 
 from vsvsr.errors import check
 
@@ -72,22 +75,25 @@ class Argument:
         Raises:
             UserError: the number or the type of the values is wrong.
         """
-        several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
-        values = list(given) if isinstance(given, Sequence) and several else [given]
+        values = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
         if self.kind is tuple:
             check(len(values) == len(self.each), self.name, values, self.allowed)
             return tuple(self._read_one(value, int) for value in values)
         check(len(values) == 1, self.name, values, f"one value: {self.allowed}")
         return self._read_one(values[0], self.kind)
 
-    def _read_one(self, value: object, kind: type) -> object:
-        if kind is float and isinstance(value, int):
-            check(abs(value) <= LARGEST_INTEGER, self.name, value, self.allowed)  # others may not fit into a float
-            return float(value)
-        if kind is bool and isinstance(value, int):
-            check(value in (0, 1), self.name, value, self.allowed)
-            return bool(value)
-        check(isinstance(value, kind), self.name, value, self.allowed)
+    def _read_one(self, given: object, kind: type) -> object:
+        value = given
+        if kind is float and isinstance(given, SupportsFloat):
+            with contextlib.suppress(OverflowError):
+                value = float(given)
+        elif kind is not str and isinstance(given, SupportsIndex):  # integers of numpy and torch, too
+            value = operator.index(given)
+            if kind is bool and value in (0, 1):
+                value = bool(value)
+        elif self.path and isinstance(given, os.PathLike):
+            value = os.fspath(given)
+        check(isinstance(value, kind), self.name, given, self.allowed)
         return value
 
     def check(self, value: object) -> None:
