@@ -16,7 +16,7 @@ DEFAULT_MODEL = "fastreal-compact-x4"
 
 @dataclass(frozen=True, kw_only=True)
 class FastRealSettings(RecurrentSettings):
-    """The arguments of ``core.vsvsr.FastReal``."""
+    """FastRealVSR: recurrent super-resolution of real-world video."""
 
     model: Annotated[str, Argument("weights in the package, by name", otherwise=DEFAULT_MODEL)] = ""
 

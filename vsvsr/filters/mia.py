@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MIASettings(ChunkedSettings):
-    """The arguments of ``core.vsvsr.MIA``."""
+    """MIA-VSR: masked inter- and intra-frame window attention, with the authors' weights."""
 
     mask: Annotated[bool, Argument("repeat what a block did one frame before where its input has hardly changed")] = (
         True

@@ -17,7 +17,10 @@ _VAPOURSYNTH_TYPES: dict[type, str] = {bool: "int", int: "int", float: "float", 
 class SharedSettings:
     """What every filter takes."""
 
-    model: Annotated[str, Argument("published weights, by name; see `vsvsr weights list`", otherwise="none")] = ""
+    model: Annotated[
+        str,
+        Argument("published weights, by name; `vsvsr weights list` shows them", otherwise="the filter's own, if any"),
+    ] = ""
     model_path: Annotated[str, Argument("weights file of your own, instead of `model`", path="file")] = ""
     device_index: Annotated[
         int | None, Argument("CUDA device, -1 = CPU", otherwise="the first GPU if there is one, else the CPU")

@@ -16,7 +16,7 @@ DEFAULT_MODEL = "BasicVSR_REDS4"
 
 @dataclass(frozen=True, kw_only=True)
 class SkipSettings(ChunkedSettings):
-    """The arguments of ``core.vsvsr.Skip``."""
+    """SkipVSR: BasicVSR with its published weights, whose residual blocks can be skipped where nothing changed."""
 
     model: Annotated[
         str, Argument("published weights, by name; installed by `vsvsr weights install NAME`", otherwise=DEFAULT_MODEL)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UltraSettings(ChunkedSettings):
-    """The arguments of ``core.vsvsr.Ultra``.
+    """UltraVSR: one diffusion step with temporal shift, with the authors' weights on Stable Diffusion 2.1-base.
 
     Frames depend on the 24 around them on both sides. With that much ``overlap`` they are those of the whole clip, and
     playback sees each frame once; less is cheaper to seek in, but every chunk then starts afresh.

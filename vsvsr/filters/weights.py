@@ -7,6 +7,11 @@ from vsvsr.errors import check
 from vsvsr.filters.settings import SharedSettings
 
 
+def published(filter_name: str) -> tuple[str, ...]:
+    """The names that ``model`` may have."""
+    return tuple(row.name for row in weights.MANIFEST if row.model == filter_name and not row.part)
+
+
 def find_weights(filter_name: str, settings: SharedSettings, default: str) -> Path:
     """The verified weights file that ``model`` or ``model_path`` stands for.
 
@@ -15,7 +20,7 @@ def find_weights(filter_name: str, settings: SharedSettings, default: str) -> Pa
     """
     if settings.model_path:
         return Path(settings.model_path)
-    names = [row.name for row in weights.MANIFEST if row.model == filter_name and not row.part]
     name = settings.model or default
+    names = published(filter_name)
     check(name in names, "model", name, " or ".join(names) or "none; give model_path")
     return weights.verify(name)

@@ -1,0 +1,158 @@
+"""Rewrites what is made from the filters' settings: the typed functions of the package, the README's tables.
+
+The plugin's signatures are made when it is built (`vsvsr.filters.signatures`), the help of the command line when it is
+shown. Run ``python -m vsvsr.filters.generate`` after a change of an argument.
+"""
+
+import dataclasses
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from vsvsr.filters.arguments import Argument
+from vsvsr.filters.registry import FILTERS
+from vsvsr.filters.settings import SharedSettings
+from vsvsr.filters.weights import published
+
+ROOT = Path(__file__).parents[2]
+COMMAND = "python -m vsvsr.filters.generate"
+
+_WIDTH = 120
+_TYPES: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str", tuple: "Sequence[int]"}
+
+
+def generated() -> dict[Path, str]:
+    """The text of every file that has a generated part, by path."""
+    package, readme = ROOT / "vsvsr" / "__init__.py", ROOT / "README.md"
+    return {
+        package: _formatted(_replaced(package.read_text(), "# ", "", typed_functions())),
+        readme: _replaced(readme.read_text(), "<!-- ", " -->", tables()),
+    }
+
+
+def typed_functions() -> str:
+    """One function with types and a docstring per filter."""
+    names = sorted([*FILTERS, "Stats", "Version"], key=lambda name: (not name.isupper(), name))
+    return f"__all__ = {names}\n\n\n" + "\n\n".join(_typed_function(name) for name in FILTERS)
+
+
+def _typed_function(name: str) -> str:
+    arguments = _arguments(name)
+    summary = FILTERS[name].settings.__doc__ or ""
+    lines = [
+        f"def {name}(",
+        '    clip: "vs.VideoNode",',
+        "    *,",
+        *(f"    {argument.name}: {_annotation(argument)} = None," for argument in arguments),
+        ') -> "vs.VideoNode":',
+        f'    """{summary.splitlines()[0]}',
+        "",
+        "    Args:",
+        "        clip: RGBS or RGBH, from 16x16.",
+        *(line for argument in arguments for line in _wrapped(f"{argument.name}: {_sentence(argument)}")),
+        "",
+        "    Returns:",
+        "        The clip enlarged by the scale of the weights, in its own format. Frame n depends on the clip and the",
+        "        arguments alone.",
+        "",
+        "    Raises:",
+        "        vapoursynth.Error: an argument, the clip or the weights cannot be used.",
+        '    """',
+        f'    return _apply("{name}", locals())',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _annotation(argument: Argument) -> str:
+    if argument.choices:
+        return f"Literal{list(argument.choices)} | None"
+    plain = "str | PathLike[str]" if argument.path else _TYPES[argument.kind]
+    # Names that are imported for type checkers only.
+    return f'"{plain} | None"' if argument.path or argument.kind is tuple else f"{plain} | None"
+
+
+def _sentence(argument: Argument) -> str:
+    """Meaning, range and default, for a docstring."""
+    allowed = f"; {_allowed(argument)}" if _allowed(argument) and argument.kind is not bool else ""
+    default = argument.default if argument.kind is bool else _default(argument)
+    return f"{argument.meaning}{allowed}{f'; default {default}' if default != '' else ''}.".replace("`", "``")
+
+
+def _wrapped(text: str) -> Iterable[str]:
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=" " * 8,
+        subsequent_indent=" " * 12,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def tables() -> str:
+    """The README's tables: what all filters share, then what each adds or declares otherwise."""
+    shared = SharedSettings.arguments()
+    parts = ["Every filter takes:\n", *_table(shared)]
+    for name, definition in FILTERS.items():
+        declared = dict(zip(definition.settings.arguments(), _arguments(name), strict=True))
+        own = [argument for raw, argument in declared.items() if raw not in shared]
+        parts += [f"\n`core.vsvsr.{name}` also:\n", *_table(own)]
+    return "\n".join(parts) + "\n"
+
+
+def _table(arguments: Iterable[Argument]) -> Iterator[str]:
+    yield "| argument | default | allowed | meaning |"
+    yield "| --- | --- | --- | --- |"
+    for argument in arguments:
+        yield f"| `{argument.name}` | {_default(argument)} | {_allowed(argument)} | {argument.meaning} |"
+
+
+def _allowed(argument: Argument) -> str:
+    """The range or the choices; nothing where every value of the type may be given."""
+    bounded = argument.at_least is not None or argument.choices or argument.path or argument.kind is bool
+    return argument.allowed if bounded else ""
+
+
+def _default(argument: Argument) -> str:
+    """The default as scripts write it, or what is used instead."""
+    if argument.default in (None, ""):
+        return argument.otherwise
+    if isinstance(argument.default, tuple):
+        return str(list(argument.default))
+    if isinstance(argument.default, bool | float):
+        return f"{float(argument.default):g}"
+    return str(argument.default)
+
+
+def _arguments(name: str) -> tuple[Argument, ...]:
+    """The arguments of a filter; those of ``model`` include the names that the manifest knows."""
+    return tuple(
+        dataclasses.replace(argument, choices=published(name)) if argument.name == "model" else argument
+        for argument in FILTERS[name].settings.arguments()
+    )
+
+
+def _replaced(text: str, opening: str, closing: str, block: str) -> str:
+    """``text`` with ``block`` between its two marker lines."""
+    first, last = f"{opening}generated by {COMMAND}{closing}\n", f"{opening}end of the generated part{closing}\n"
+    before, _, rest = text.partition(first)
+    _, _, after = rest.partition(last)
+    return f"{before}{first}\n{block}\n{last}{after}"
+
+
+def _formatted(code: str) -> str:
+    command = (sys.executable, "-m", "ruff", "format", "--stdin-filename", "vsvsr/__init__.py", "-")
+    return subprocess.run(command, input=code, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def main() -> None:
+    """Write the files."""
+    for path, text in generated().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
