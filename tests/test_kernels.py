@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsvsr.ops import hidden_state_attention, masked_window_attention
-from vsvsr.ops.block_skip import BlockWeights, TileGrid, block_skip_reference, fused_block_residual
+from vsvsr.ops.block_skip import BlockWeights, SkipGrid, block_skip_reference, fused_block_residual
 from vsvsr.ops.dispatch import runs_kernels
 from vsvsr.ops.hidden_state_attention import (
     fused_hidden_state_attention,
@@ -236,7 +236,7 @@ class TestDispatch:
     ) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
         with FakeTensorMode(), torch.no_grad(), torch.device("cuda"), Called() as called:
-            grid = TileGrid(1, 20, 31, 16, torch.device("cuda"))
+            grid = SkipGrid(1, 20, 31, 16, torch.device("cuda"))
             pixels = grid.pixels(torch.empty(1, 8, 20, 31))
             block = BlockWeights(torch.empty(8, 8, 3, 3), torch.empty(8), torch.empty(8, 8, 3, 3), torch.empty(8))
             grid.block_skip_(pixels, torch.zeros_like(pixels), block, torch.arange(active))

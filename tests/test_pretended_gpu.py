@@ -3,7 +3,7 @@
 Nothing is computed. What a network asks the device for, such as which tiles, is answered with a quarter of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vsvsr.models.common import Write
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.models.mia import MIAVSR
 from vsvsr.models.skipvsr import SkipVSR
@@ -20,7 +21,6 @@ pytest.importorskip("triton", reason="Triton exists for Linux only")
 
 HEIGHT, WIDTH = 70, 90
 
-type Write = Callable[[Sequence[Tensor]], None]
 type Run = Callable[[Any, list[Tensor]], Iterator[Write]]
 
 

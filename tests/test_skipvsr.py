@@ -17,7 +17,7 @@ from vsvsr.models.skipvsr import SkipVSR, load
 from vsvsr.models.skipvsr.gate import TileGate, sample, tile_mean
 from vsvsr.models.skipvsr.head import GatedHead
 from vsvsr.models.skipvsr.patches import PatchGrid
-from vsvsr.ops.block_skip import BlockWeights, TileGrid, block_skip_reference
+from vsvsr.ops.block_skip import BlockWeights, SkipGrid, block_skip_reference
 
 GOLDEN = Path(__file__).parent / "data" / "basicvsr_reds4_bikes.safetensors"
 CHECKPOINTS = ("BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4")
@@ -58,7 +58,7 @@ def test_the_gathered_form_is_the_dense_masked_form(tile: int, share: float, n: 
     generator = torch.Generator().manual_seed(tile + height)
     x, held = torch.randn(2, n, 8, height, width, generator=generator)
     block = random_block(generator)
-    grid = TileGrid(n, height, width, tile, torch.device("cpu"))
+    grid = SkipGrid(n, height, width, tile, torch.device("cpu"))
     active = torch.rand(n, grid.rows, grid.columns, generator=generator) < share
     if share == 0.9:
         active.fill_(True)[0, 0, 0] = False

@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from tests.ultra_files import released_state
 from vsvsr.engine.continued import ContinuedNetwork
 from vsvsr.errors import UserError
+from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR, Upscaler, build, fix_colour
 from vsvsr.models.ultra.clip_iqa import (
     PAIRS,
@@ -38,7 +39,7 @@ from vsvsr.models.ultra.memory import waiting
 from vsvsr.models.ultra.network import Step, run_whole, upscale_bicubic
 from vsvsr.models.ultra.rts import TemporalUnit
 from vsvsr.models.ultra.schedule import alphas_cumprod, clamp_degradation, one_step, timestep_of
-from vsvsr.models.ultra.shelf import Shelf, Skips
+from vsvsr.models.ultra.skips import Skips
 from vsvsr.models.ultra.stream import Pipeline, TiledPipeline
 from vsvsr.models.ultra.tiles import Tiles
 from vsvsr.training.data.clips import Clips
@@ -456,7 +457,7 @@ def test_a_stream_gives_the_whole_clips_result_to_the_bit(stage: tuple[list[Step
     steps, _ = stage
     for length in (1, 2, 20):
         frames = torch.randn(length, 4, 3, 5)
-        assert torch.equal(streamed(Pipeline(steps, Shelf()), frames), layer_by_layer(steps, frames))
+        assert torch.equal(streamed(Pipeline(steps, OffloadBuffer()), frames), layer_by_layer(steps, frames))
 
 
 def test_the_batch_form_agrees_with_frame_by_frame(stage: tuple[list[Step], int]) -> None:
@@ -468,7 +469,7 @@ def test_a_stage_reaches_exactly_as_far_as_its_modules(stage: tuple[list[Step], 
     steps, reach = stage
     frames = torch.randn(2 * reach + 5, 4, 2, 2)
     frames[reach + 2] = torch.nan
-    touched = streamed(Pipeline(steps, Shelf()), frames).isnan().flatten(1).any(dim=1)
+    touched = streamed(Pipeline(steps, OffloadBuffer()), frames).isnan().flatten(1).any(dim=1)
     assert touched.nonzero().flatten().tolist() == list(range(2, 2 * reach + 3))
 
 
@@ -478,7 +479,7 @@ def test_a_chunk_with_its_halo_gives_the_whole_clips_frames_to_the_bit(stage: tu
     whole = layer_by_layer(steps, frames)
     for length in (1, 12):
         chunk = frames[6 : 6 + length + 2 * reach]
-        result = streamed(Pipeline(steps, Shelf()), chunk)[reach : reach + length]
+        result = streamed(Pipeline(steps, OffloadBuffer()), chunk)[reach : reach + length]
         assert torch.equal(result, whole[6 + reach : 6 + reach + length])
 
 
@@ -487,14 +488,14 @@ def test_what_waits_does_not_grow_with_the_clip_and_is_what_was_counted(stage: t
     counted = waiting(steps, torch.zeros(1, 4, 4, 6)).stream
     peaks = []
     for length in (20, 40):
-        shelf = Shelf()
-        pipeline = Pipeline(steps, shelf)
+        buffer = OffloadBuffer()
+        pipeline = Pipeline(steps, buffer)
         for _ in range(length):
             pipeline.push(torch.randn(1, 4, 4, 6))
-        assert shelf.held == counted
+        assert buffer.held == counted
         list(pipeline.finish())
-        assert shelf.held == 0
-        peaks.append(shelf.peak)
+        assert buffer.held == 0
+        peaks.append(buffer.peak)
     assert peaks[0] == peaks[1] <= 1.2 * counted
 
 
@@ -527,10 +528,10 @@ def test_a_byte_budget_is_kept_and_changes_no_pixel(stage: tuple[list[Step], int
     steps, _ = stage
     frames = torch.randn(20, 4, 4, 6)
     reduced = sum(2 * step.reduce(torch.zeros(1, *shape)).nbytes for step, shape in temporal_inputs(steps))
-    free = Shelf()
+    free = OffloadBuffer()
     unlimited = streamed(Pipeline(steps, free), frames)
     budget = (free.peak - reduced) // 3
-    tight = Shelf(budget)
+    tight = OffloadBuffer(budget)
     assert torch.equal(streamed(Pipeline(steps, tight), frames), unlimited)
     assert (free.offloaded, free.held, tight.held) == (0, 0, 0)
     assert tight.offloaded > 0
@@ -582,7 +583,7 @@ def test_tiles_change_nothing_where_pixels_do_not_mix() -> None:
             parameter.data[:, :, [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2]] = 0.0
     steps: list[Step] = [lambda x, skips: x * 2.0, unit.requires_grad_(False)]
     frames = torch.rand(5, 96, 20, 28)
-    tiled = TiledPipeline(steps, Tiles(20, 28, tile=(16, 16), overlap=8), 1, Shelf())
+    tiled = TiledPipeline(steps, Tiles(20, 28, tile=(16, 16), overlap=8), 1, OffloadBuffer())
     assert torch.allclose(streamed(tiled, frames), layer_by_layer(steps, frames), atol=1e-5)
 
 

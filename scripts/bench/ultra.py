@@ -20,7 +20,7 @@ from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR,
 from vsvsr.models.ultra.files import load_compact
 from vsvsr.models.ultra.memory import waiting
 from vsvsr.models.ultra.network import Step, run_whole
-from vsvsr.models.ultra.shelf import Skips
+from vsvsr.models.ultra.skips import Skips
 from vsvsr.models.ultra.tiles import Tiles
 
 PAPER_SECONDS = {(90, 160): 0.89, (180, 320): 2.67}
@@ -103,7 +103,7 @@ def memory(network: UltraVSR, frames: list[Tensor]) -> None:
         settings, most = upscaler(network), 0
         for _ in stream_of(settings).run(frames * repeat, range(len(frames) * repeat), 0):
             most = max(most, process.memory_info().rss - before)
-        waited = settings.shelf.peak / 1e6
+        waited = settings.buffer.peak / 1e6
         print(
             f"  {len(frames) * repeat:5} frames in a stream: process grew by {most / 1e6:.0f} MB, {waited:.1f} MB wait"
         )

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vsvsr.engine.planes import Planes
 from vsvsr.engine.tiling import TileGrid
-from vsvsr.engine.transfer import Write, transfer
+from vsvsr.engine.transfer import transfer
+from vsvsr.models.common import Write
 
 
 class Chunks(Protocol):

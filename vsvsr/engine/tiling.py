@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsvsr.engine.transfer import Write
+from vsvsr.models.common import Write
 
 
 @dataclass(frozen=True, slots=True)

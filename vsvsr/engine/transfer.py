@@ -1,6 +1,6 @@
 """Frames between the host's planes and the device that computes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from vsvsr.engine.planes import Planes, read
+from vsvsr.models.common import Write
 from vsvsr.ops.unpack_planes import unpack_planes
-
-type Write = Callable[[Sequence[Tensor]], None]
-"""Writes the top left of a picture into three 2-D tensors of one size."""
 
 
 class Transfer(Protocol):

@@ -35,9 +35,9 @@ def create(settings: MIASettings, clip: Clip) -> "FilterSession":
     from torch import Tensor
 
     from vsvsr.engine.device import choose_device, compute_type
-    from vsvsr.engine.transfer import Write
     from vsvsr.filters.session import offloads, open_chunked
     from vsvsr.filters.weights import find_weights
+    from vsvsr.models.common import Write
     from vsvsr.models.mia import load, refreshing_gate, threshold_gate
 
     if not settings.model_path and not settings.model:

@@ -1,13 +1,13 @@
 """Hot operations. Each has a plain PyTorch form that defines the result."""
 
-from vsvsr.ops.block_skip import BlockWeights, TileGrid, block_skip_reference
+from vsvsr.ops.block_skip import BlockWeights, SkipGrid, block_skip_reference
 from vsvsr.ops.flow_warp import flow_warp
 from vsvsr.ops.hidden_state_attention import hidden_state_attention
 from vsvsr.ops.masked_window_attention import masked_window_attention
 
 __all__ = [
     "BlockWeights",
-    "TileGrid",
+    "SkipGrid",
     "block_skip_reference",
     "flow_warp",
     "hidden_state_attention",

@@ -82,7 +82,7 @@ def _(
     return None
 
 
-class TileGrid:
+class SkipGrid:
     """Where the tiles of ``n`` maps of ``h x w`` lie in a list of pixels, for gathering and scattering.
 
     Maps are kept as pixels ``(n h w + 1, c)``; the last one is zero and stands for all that lies outside. Tiles do

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsvsr.models.common import PixelShuffleHead, ResidualBlocksWithInputConv, SPyNet
+from vsvsr.models.common import PixelShuffleHead, ResidualBlocksWithInputConv, SPyNet, Write
 from vsvsr.models.common.padding import extend
 from vsvsr.ops import flow_warp
 
@@ -18,7 +18,6 @@ BLOCKS = 30
 Direction = Literal["backward", "forward"]
 Trunk = Callable[[Tensor], Tensor]
 Split = Callable[[Tensor], Tensor]
-Write = Callable[[Sequence[Tensor]], None]
 
 
 class BasicVSR(PixelShuffleHead):

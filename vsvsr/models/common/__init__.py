@@ -2,6 +2,6 @@
 
 from vsvsr.models.common.blocks import ResidualBlock, ResidualBlocksWithInputConv
 from vsvsr.models.common.spynet import SPyNet
-from vsvsr.models.common.upsampler import PixelShuffleHead
+from vsvsr.models.common.upsampler import PixelShuffleHead, Write
 
-__all__ = ["PixelShuffleHead", "ResidualBlock", "ResidualBlocksWithInputConv", "SPyNet"]
+__all__ = ["PixelShuffleHead", "ResidualBlock", "ResidualBlocksWithInputConv", "SPyNet", "Write"]

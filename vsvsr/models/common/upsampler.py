@@ -1,10 +1,13 @@
 """The pixel-shuffle head of BasicVSR and its descendants."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+type Write = Callable[[Sequence[Tensor]], None]
+"""Writes the top left of a picture into three 2-D tensors of one size: R, G and B, of any strides, type and device."""
 
 _BAND = {"cpu": 4096}
 """LR pixels rendered at a time, by device: on a CPU few enough for the wide maps to stay in its caches."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
-from vsvsr.ops.block_skip import DENSE_FRACTION, BlockWeights, TileGrid
+from vsvsr.ops.block_skip import DENSE_FRACTION, BlockWeights, SkipGrid
 
 SAMPLE = 4
 """Change is measured at every fourth pixel in both directions: a sixteenth of the memory and time, the same average."""
@@ -109,7 +109,7 @@ class GatedTrunk:
         assert isinstance(blocks, nn.Sequential)
         self._blocks = [block_weights(block) for block in blocks if isinstance(block, ResidualBlock)]
         self._gate, self._tile, self._hold, self._tally = gate, tile, hold, tally
-        self._grid: TileGrid | None = None
+        self._grid: SkipGrid | None = None
         self._references: list[Tensor] = []
         self._held: list[Tensor] = []
         self._entry_held: Tensor | None = None
@@ -120,7 +120,7 @@ class GatedTrunk:
         if self._hold:
             entry = self._hold_entry(entry)
         if self._grid is None:
-            self._grid = TileGrid(len(x), x.shape[2], x.shape[3], self._tile, x.device)
+            self._grid = SkipGrid(len(x), x.shape[2], x.shape[3], self._tile, x.device)
             self._everywhere = torch.arange(self._grid.count, device=x.device)
         grid = self._grid
         pixels = grid.pixels(entry)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vsvsr.models.common import PixelShuffleHead
 from vsvsr.models.skipvsr.gate import Tally, TileGate, sample
-from vsvsr.ops.block_skip import DENSE_FRACTION, TileGrid
+from vsvsr.ops.block_skip import DENSE_FRACTION, SkipGrid
 
 _BATCH = 16
 """Tiles reconstructed at a time: few enough for their wide maps to stay in a CPU's caches."""
@@ -39,7 +39,7 @@ class GatedHead:
         samples = sample(states).chunk(len(self._gates), dim=-1)
         if not self._references:
             height, width = features.shape[-2:]
-            self._grid = TileGrid(1, height, width, self._tile, features.device)
+            self._grid = SkipGrid(1, height, width, self._tile, features.device)
             self._references = list(samples)
             return self._renew_all(features)
         pairs = list(zip(self._gates, samples, self._references, strict=True))

@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vsvsr.models.basicvsr.network import CHANNELS, BasicVSR, Direction, Trunk, Write
+from vsvsr.models.basicvsr.network import CHANNELS, BasicVSR, Direction, Trunk
+from vsvsr.models.common import Write
 from vsvsr.models.common.padding import extend
 from vsvsr.models.skipvsr.gate import GatedTrunk, Tally, TileGate
 from vsvsr.models.skipvsr.head import GatedHead

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vsvsr.models.ultra.network import Step
 from vsvsr.models.ultra.rts import TemporalUnit
-from vsvsr.models.ultra.shelf import Skips
+from vsvsr.models.ultra.skips import Skips
 
 
 @dataclass(frozen=True, kw_only=True)

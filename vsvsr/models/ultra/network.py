@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vsvsr.errors import UserError
 from vsvsr.models.ultra.rts import RTSForm, RTSModule, TemporalUnit
-from vsvsr.models.ultra.shelf import Skips
+from vsvsr.models.ultra.skips import Skips
 
 SCALE = 4
 """Output pixels per input pixel in each direction."""

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsvsr.errors import UserError
+from vsvsr.models.common.offload import Buffered, OffloadBuffer
 from vsvsr.models.ultra.colour import ColourFix, fix_colour
 from vsvsr.models.ultra.network import DECODER_REACH, SCALE, UNET_REACH, VAE_FACTOR, Step, UltraVSR, upscale_bicubic
 from vsvsr.models.ultra.rts import TemporalUnit
 from vsvsr.models.ultra.schedule import clamp_degradation, one_step, timestep_of
-from vsvsr.models.ultra.shelf import Shelf, Shelved, Skips
+from vsvsr.models.ultra.skips import Skips
 from vsvsr.models.ultra.tiles import Tiles
 
 REACH = UNET_REACH + DECODER_REACH
@@ -33,37 +34,37 @@ Moving = tuple[Tensor, Skips]
 class Window:
     """One temporal unit over a stream: holds a frame back until the next one has come."""
 
-    def __init__(self, unit: TemporalUnit, shelf: Shelf) -> None:
+    def __init__(self, unit: TemporalUnit, buffer: OffloadBuffer) -> None:
         self._unit = unit
-        self._shelf = shelf
+        self._buffer = buffer
         self._before: Tensor | None = None
-        self._waiting: tuple[Shelved, Tensor, Skips] | None = None
+        self._waiting: tuple[Buffered, Tensor, Skips] | None = None
 
     def push(self, x: Tensor, skips: Skips) -> Moving | None:
         """Take a frame; gives the one before it, None for the first."""
         reduced = self._unit.reduce(x)
         ready = self._combine(reduced)
-        self._waiting = (self._shelf.put(x), self._shelf.keep(reduced), skips)
+        self._waiting = (self._buffer.put(x), self._buffer.keep(reduced), skips)
         return ready
 
     def finish(self) -> Moving | None:
         """The last frame, beyond which there is nothing; the window is empty then."""
         ready = self._combine(None)
         if self._before is not None:
-            self._shelf.drop(self._before)
+            self._buffer.drop(self._before)
         self._before = None
         return ready
 
     def _combine(self, after: Tensor | None) -> Moving | None:
         if self._waiting is None:
             return None
-        shelved, current, skips = self._waiting
+        buffered, current, skips = self._waiting
         before = torch.zeros_like(current) if self._before is None else self._before
         x = self._unit.combine(
-            self._shelf.take(shelved), before, current, torch.zeros_like(current) if after is None else after
+            self._buffer.take(buffered), before, current, torch.zeros_like(current) if after is None else after
         )
         if self._before is not None:
-            self._shelf.drop(self._before)
+            self._buffer.drop(self._before)
         self._before, self._waiting = current, None
         return x, skips
 
@@ -73,16 +74,16 @@ class Pipeline:
 
     Args:
         steps: of one stage.
-        shelf: where frames and skip connections wait.
+        buffer: where frames and skip connections wait.
     """
 
-    def __init__(self, steps: Sequence[Step], shelf: Shelf) -> None:
-        self._shelf = shelf
-        self._steps = [Window(step, shelf) if isinstance(step, TemporalUnit) else step for step in steps]
+    def __init__(self, steps: Sequence[Step], buffer: OffloadBuffer) -> None:
+        self._buffer = buffer
+        self._steps = [Window(step, buffer) if isinstance(step, TemporalUnit) else step for step in steps]
 
     def push(self, x: Tensor) -> Tensor | None:
         """Take a frame ``(1, c, h, w)``; gives the stage's output for an earlier one once there is one."""
-        return self._advance(0, x, Skips(self._shelf))
+        return self._advance(0, x, Skips(self._buffer))
 
     def finish(self) -> Iterator[Tensor]:
         """Outputs for the frames still inside; the pipeline is empty then."""
@@ -113,13 +114,13 @@ class TiledPipeline:
         steps: of one stage.
         tiles: of the latent plane.
         factor: side of the output plane over that of the latent plane.
-        shelf: shared by the tiles.
+        buffer: shared by the tiles.
     """
 
-    def __init__(self, steps: Sequence[Step], tiles: Tiles, factor: int, shelf: Shelf) -> None:
+    def __init__(self, steps: Sequence[Step], tiles: Tiles, factor: int, buffer: OffloadBuffer) -> None:
         self._tiles = tiles
         self._factor = factor
-        self._pipelines = [Pipeline(steps, shelf) for _ in range(len(tiles))]
+        self._pipelines = [Pipeline(steps, buffer) for _ in range(len(tiles))]
 
     def push(self, latents: Tensor) -> Tensor | None:
         """See :meth:`Pipeline.push`; latents ``(1, 4, h, w)``."""
@@ -170,7 +171,7 @@ class Upscaler:
         reach: frames to each side on which an output depends.
         lead: frames before the first wanted one that the decoder must see.
         frames_seen: frames that went through the UNet so far.
-        shelf: where features wait at present.
+        buffer: where features wait at present.
 
     Raises:
         UserError: a setting is out of its range.
@@ -201,7 +202,7 @@ class Upscaler:
         self.tile = tile
         self.overlap = overlap
         self.budget = budget
-        self.shelf = Shelf(budget)
+        self.buffer = OffloadBuffer(budget)
         self.frames_seen = 0
         with torch.inference_mode():
             self._unet = network.unet_steps(timestep_of(self.degradation), prompt.to(network.device, network.dtype))
@@ -239,13 +240,13 @@ class Upscaler:
 
     def stages(self, height: int, width: int) -> tuple[TiledPipeline, TiledPipeline]:
         """Fresh pipelines for latents of that size: to noise, and to pictures in [-1, 1]. What waited is forgotten."""
-        self.shelf = Shelf(self.budget)
+        self.buffer = OffloadBuffer(self.budget)
         unet, decoder = (
             Tiles(height, width, tile=self.tile, overlap=overlap) for overlap in (2 * self.overlap, self.overlap)
         )
         return (
-            TiledPipeline(self._unet, unet, 1, self.shelf),
-            TiledPipeline(self._decoder, decoder, VAE_FACTOR, self.shelf),
+            TiledPipeline(self._unet, unet, 1, self.buffer),
+            TiledPipeline(self._decoder, decoder, VAE_FACTOR, self.buffer),
         )
 
 
