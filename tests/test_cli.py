@@ -18,6 +18,7 @@ import vapoursynth as vs
 from tests.clips import clip_path
 from vsvsr.cli import doctor
 from vsvsr.cli.app import app
+from vsvsr.filters.registry import FILTERS
 from vsvsr.video.ffmpeg import find_ffmpeg
 from vsvsr.video.source import open_video
 
@@ -246,6 +247,15 @@ def test_an_interruption_while_a_file_is_indexed_is_obeyed_at_once(tmp_path: Pat
         ("in.mp4 out.mp4 --arg sharpness=1", 2, "sharpness=1: the arguments of FastReal are model, model_path, "),
         ("in.mp4 out.mp4 --arg segment", 2, "segment: write key=value"),
         ("in.mp4 out.mp4 --arg warmup=few", 2, "warmup=few: 'few' is not a whole number"),
+        (
+            "in.mp4 out.mp4 --segment 99999999999999999999",
+            2,
+            "FastReal: segment=99999999999999999999 is not possible; allowed: at most 2147483647",
+        ),
+        ("in.mp4 out.mp4 --arg preview=2", 2, "FastReal: preview=2 is not possible; allowed: 0 or 1"),
+        ("in.mp4 out.mp4 --tile 64", 2, "FastReal: tile=[64] is not possible; allowed: width and height, each 0 (off)"),
+        ("in.mp4 out.mp4 --model-path nowhere.pth", 2, "FastReal: model_path='nowhere.pth' is not possible; allowed: "),
+        ("in.mp4 out.mp4 --filter Skip --arg threshold=nan", 2, "Skip: threshold=nan is not possible; allowed: 0 to 1"),
         ("in.mp4 out.mp4 --tile 64x64", 2, "tile=64x64: '64x64' is not a whole number or several, separated by commas"),
         ("in.mp4 out.mp4 --start 2", 2, "frames 2 to 2: in.mp4 has 2"),
         ("in.mp4 out.mp4 --crf best", 2, "Invalid value for '--crf': "),
@@ -277,6 +287,32 @@ def test_what_cannot_work_is_said_in_one_line(
     assert said.err.startswith(f"vsvsr: {line}")
     assert said.err.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == present
+
+
+def test_the_help_of_upscale_names_every_argument_of_every_filter(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "upscale", "--help") == 0
+    options, _, listed = " ".join(capsys.readouterr().out.split()).partition("Arguments for --arg:")
+    for name, definition in FILTERS.items():
+        own = listed.partition(f" {name} ")[2]
+        for argument in definition.settings.arguments():
+            described = f"{argument.name} {argument.meaning[0].upper()}{argument.meaning[1:]};"
+            option = f"--{argument.name.removesuffix('_index').replace('_', '-')} "
+            assert described in own or described in listed.partition("FastReal")[0] or option in options
+    assert "state_cache Memory for kept states, which make seeks faster and change no pixel; 0 or more mega" in listed
+
+
+def test_a_weights_file_whose_name_is_not_utf_8_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = Path(os.fsdecode(os.fsencode(tmp_path) + b"/w\xff.safetensors"))
+    weights.write_bytes(b"no tensors here")
+    source = small(tmp_path / "in.mp4", frames=2)
+    assert run(monkeypatch, "upscale", source, tmp_path / "out.mp4", "--model-path", weights) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{tmp_path}/w\\udcff.safetensors is " in said
 
 
 def test_the_doctor_finds_a_sound_installation_sound(

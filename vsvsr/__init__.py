@@ -218,29 +218,13 @@ def Ultra(
 
 
 def _apply(name: str, arguments: "dict[str, object]") -> "vs.VideoNode":
-    """The filter ``name``; arguments that are None are left to their defaults.
+    """The filter ``name`` with the parameters of its function; those that are None are left to their defaults."""
+    from typing import cast
 
-    They are checked here already: VapourSynth fails with Python's own words on numbers and texts that it cannot pass.
-    """
-    import os
+    from vsvsr.filters.apply import apply
 
-    import vapoursynth as vs
-
-    from vsvsr.errors import UserError
-    from vsvsr.filters.registry import FILTERS
-
-    clip = arguments.pop("clip")
-    given = {argument: value for argument, value in arguments.items() if value is not None}
-    try:
-        FILTERS[name].settings.parse(given)
-    except UserError as error:
-        raise vs.Error(f"{name}: {error}") from None
-    texts = {
-        argument: os.fspath(value).encode(errors="surrogateescape")
-        for argument, value in given.items()
-        if isinstance(value, str | os.PathLike)
-    }
-    return getattr(vs.core.vsvsr, name)(clip, **{**given, **texts})
+    clip = cast("vs.VideoNode", arguments.pop("clip"))
+    return apply(name, clip, {argument: value for argument, value in arguments.items() if value is not None})
 
 
 def Stats(clip: "vs.VideoNode") -> dict[str, int]:

@@ -10,38 +10,73 @@ from typing import Annotated
 import typer
 import vapoursynth as vs
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from vsvsr.errors import UserError
+from vsvsr.filters.apply import apply
+from vsvsr.filters.arguments import Argument
+from vsvsr.filters.generate import own_arguments
+from vsvsr.filters.registry import FILTERS
+from vsvsr.filters.settings import RecurrentSettings, SharedSettings
 from vsvsr.video.encoder import Encoding, encode
 from vsvsr.video.source import Source, from_rgb, open_video
 
-_KINDS = {"int": (int, "a whole number"), "float": (float, "a number"), "data": (str, "text")}
+_KINDS: dict[type, tuple[Callable[[str], object], str]] = {
+    bool: (int, "a whole number"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "text"),
+    tuple: (int, "a whole number or several, separated by commas"),
+}
 
-Value = int | float | str | list[int] | list[float] | list[str]
+_OPTIONS = ("model", "model_path", "device_index", "tile")
+"""Arguments of every filter that have an option of their own."""
 
 app = typer.Typer()
+
+
+def _help(name: str) -> str:
+    """What an option says that is an argument of filters."""
+    arguments = {argument.name: argument for argument in RecurrentSettings.arguments()}
+    return _described(arguments[name])
+
+
+def _described(argument: Argument) -> str:
+    default = f"default {argument.usual}" if argument.usual else ""
+    text = "; ".join(part for part in (argument.meaning, argument.bounds, default) if part)
+    return escape(f"{text[0].upper()}{text[1:]}.")
+
+
+def _filter_help() -> str:
+    """The arguments of every filter, a paragraph each."""
+    shared = tuple(argument for argument in SharedSettings.arguments() if argument.name not in _OPTIONS)
+    paragraphs = ["Arguments for --arg:"]
+    for name, arguments in {"every filter": shared, **{name: own_arguments(name) for name in FILTERS}}.items():
+        paragraphs.append(f"[bold]{name}[/bold]")
+        paragraphs += [f"[cyan]{argument.name}[/cyan]  {_described(argument)}" for argument in arguments]
+    return "\n\n".join(paragraphs)
 
 
 class WrongArgumentError(UserError):
     """The command line itself is wrong: exit code 2."""
 
 
-@app.command()
+@app.command(epilog=_filter_help())
 def upscale(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Any video that ffmpeg reads.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; its ending chooses the container.")],
     *,
     filter_name: Annotated[str, typer.Option("--filter", help="Filter of core.vsvsr.")] = "FastReal",
-    model: Annotated[str | None, typer.Option(help="Published weights, see `vsvsr weights list`.")] = None,
-    model_path: Annotated[Path | None, typer.Option(help="Weights of your own.")] = None,
-    device: Annotated[int | None, typer.Option(help="Index of the GPU, -1 for the CPU.")] = None,
+    model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
+    model_path: Annotated[Path | None, typer.Option(help=_help("model_path"))] = None,
+    device: Annotated[int | None, typer.Option(help=_help("device_index"))] = None,
     half: Annotated[bool, typer.Option("--half", help="Compute in fp16 (on a GPU).")] = False,
-    tile: Annotated[str | None, typer.Option(metavar="W,H", help="Work in tiles of this size to save memory.")] = None,
-    segment: Annotated[int | None, typer.Option(help="Frames between fresh starts of the recurrence.")] = None,
+    tile: Annotated[str | None, typer.Option(metavar="W,H", help=_help("tile"))] = None,
+    segment: Annotated[int | None, typer.Option(help=_help("segment"))] = None,
     arg: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any other argument of the filter.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Any argument of the filter; see below.")
     ] = None,
     start: Annotated[int, typer.Option(min=0, help="First frame to write.")] = 0,
     end: Annotated[int | None, typer.Option(min=1, help="Frame to stop before.")] = None,
@@ -84,22 +119,22 @@ def upscale_file(
     """Upscale ``source_path`` into ``target``, with progress on ``console``.
 
     Args:
-        arguments: ``key=value`` pairs for the filter; their types come from the filter's signature.
+        arguments: ``key=value`` pairs for the filter.
         half: hand frames to the filter as fp16.
         frames: the part to write; the pixels are those of the whole.
 
     Raises:
         UserError: something about the files, the filter or ffmpeg; ``WrongArgumentError``: about the arguments.
     """
-    function = _filter(filter_name)
-    values = parse_arguments(function, arguments)
+    _check_filter(filter_name)
+    values = parse_arguments(filter_name, arguments)
     _check_files(source_path, target, overwrite)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     begun = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("indexing", total=100)
         source = _interruptible(lambda: open_video(source_path, lambda percent: bar.update(task, completed=percent)))
-        clip = _interruptible(lambda: _upscaled(source, function, values, half))
+        clip = _interruptible(lambda: _upscaled(source, filter_name, values, half))
         first, last, _ = frames.indices(clip.num_frames)
         if first >= last:
             raise WrongArgumentError(f"frames {first} to {last}: {source_path} has {clip.num_frames}")
@@ -135,29 +170,29 @@ def _interruptible[T](work: Callable[[], T]) -> T:
     return result.result()
 
 
-def parse_arguments(function: vs.Function, pairs: list[str]) -> dict[str, Value]:
-    """``key=value`` pairs, with the types that the filter's signature says; lists are separated by commas."""
-    types = dict(argument.split(":")[:2] for argument in function.signature.rstrip(";").split(";"))
-    del types["clip"]
-    parsed: dict[str, Value] = {}
+def parse_arguments(filter_name: str, pairs: list[str]) -> dict[str, object]:
+    """The values of ``key=value`` pairs, as the filter's settings declare them; lists are separated by commas."""
+    settings = FILTERS[filter_name].settings
+    known = {argument.name: argument for argument in settings.arguments()}
+    parsed: dict[str, object] = {}
     for pair in pairs:
         key, value = _split(pair)
-        if key not in types:
-            raise WrongArgumentError(f"{pair}: the arguments of {function.name} are {', '.join(types)}")
-        parsed[key] = _parse(pair, value, types[key])
+        if key not in known:
+            raise WrongArgumentError(f"{pair}: the arguments of {filter_name} are {', '.join(known)}")
+        parsed[key] = _parse(pair, value, known[key].kind)
+    try:
+        settings.parse(parsed)
+    except UserError as error:
+        raise WrongArgumentError(f"{filter_name}: {error}") from None
     return parsed
 
 
-def _parse(pair: str, text: str, kind: str) -> Value:
-    convert, described = _KINDS[kind.removesuffix("[]")]
-    parts = text.split(",") if kind.endswith("[]") else [text]
+def _parse(pair: str, text: str, kind: type) -> object:
+    convert, described = _KINDS[kind]
     try:
-        values = [convert(part) for part in parts]
+        return [convert(part) for part in text.split(",")] if kind is tuple else convert(text)
     except ValueError:
-        raise WrongArgumentError(
-            f"{pair}: {text!r} is not {described}{' or several, separated by commas' * kind.endswith('[]')}"
-        ) from None
-    return values if kind.endswith("[]") else values[0]
+        raise WrongArgumentError(f"{pair}: {text!r} is not {described}") from None
 
 
 def _split(pair: str) -> tuple[str, str]:
@@ -167,13 +202,11 @@ def _split(pair: str) -> tuple[str, str]:
     return key, value
 
 
-def _filter(name: str) -> vs.Function:
+def _check_filter(name: str) -> None:
     if not hasattr(vs.core, "vsvsr"):
         raise UserError("the VapourSynth plugin is not loaded; vsvsr doctor says why")
-    known = {f.name: f for f in vs.core.vsvsr.functions() if f.return_signature.startswith("clip:vnode")}
-    if name not in known:
-        raise WrongArgumentError(f"--filter {name}: the filters are {', '.join(known)}")
-    return known[name]
+    if name not in FILTERS:
+        raise WrongArgumentError(f"--filter {name}: the filters are {', '.join(FILTERS)}")
 
 
 def _check_files(source: Path, target: Path, overwrite: bool) -> None:
@@ -187,10 +220,10 @@ def _check_files(source: Path, target: Path, overwrite: bool) -> None:
         raise UserError(f"{target} exists; choose another name or give --overwrite")
 
 
-def _upscaled(source: Source, function: vs.Function, values: dict[str, Value], half: bool) -> vs.VideoNode:
+def _upscaled(source: Source, filter_name: str, values: dict[str, object], half: bool) -> vs.VideoNode:
     clip = source.clip.resize.Point(format=vs.RGBH) if half else source.clip
     try:
-        return from_rgb(function(clip, **values), source)
+        return from_rgb(apply(filter_name, clip, values), source)
     except vs.Error as error:
         raise UserError(_first_line(error)) from None
 

@@ -69,6 +69,21 @@ class Argument:
             bound = f"{self.at_least}{f' ({self.zero})' if self.zero else ''} or more{unit}"
         return f"{' and '.join(self.each)}, each {bound}" if self.each else bound
 
+    @property
+    def bounds(self) -> str:
+        """``allowed``, or nothing where every value of the type is."""
+        bounded = self.at_least is not None or self.choices or self.path or self.kind is bool
+        return self.allowed if bounded else ""
+
+    @property
+    def usual(self) -> str:
+        """The default as scripts write it, or what is used instead; empty where nothing is."""
+        if self.default in (None, ""):
+            return self.otherwise
+        if isinstance(self.default, tuple):
+            return str(list(self.default))
+        return f"{float(self.default):g}" if isinstance(self.default, bool | float) else str(self.default)
+
     def read(self, given: object) -> object:
         """The value that ``given`` stands for: a value, or a list of values, as which VapourSynth passes them all.
 

@@ -39,7 +39,7 @@ def typed_functions() -> str:
 
 
 def _typed_function(name: str) -> str:
-    arguments = _arguments(name)
+    arguments = arguments_of_filter(name)
     summary = FILTERS[name].settings.__doc__ or ""
     lines = [
         f"def {name}(",
@@ -76,9 +76,12 @@ def _annotation(argument: Argument) -> str:
 
 def _sentence(argument: Argument) -> str:
     """Meaning, range and default, for a docstring."""
-    allowed = f"; {_allowed(argument)}" if _allowed(argument) and argument.kind is not bool else ""
-    default = argument.default if argument.kind is bool else _default(argument)
-    return f"{argument.meaning}{allowed}{f'; default {default}' if default != '' else ''}.".replace("`", "``")
+    parts = [argument.meaning]
+    if argument.bounds and argument.kind is not bool:
+        parts.append(argument.bounds)
+    if argument.usual:
+        parts.append(f"default {argument.default if argument.kind is bool else argument.usual}")
+    return f"{'; '.join(parts)}.".replace("`", "``")
 
 
 def _wrapped(text: str) -> Iterable[str]:
@@ -94,12 +97,9 @@ def _wrapped(text: str) -> Iterable[str]:
 
 def tables() -> str:
     """The README's tables: what all filters share, then what each adds or declares otherwise."""
-    shared = SharedSettings.arguments()
-    parts = ["Every filter takes:\n", *_table(shared)]
-    for name, definition in FILTERS.items():
-        declared = dict(zip(definition.settings.arguments(), _arguments(name), strict=True))
-        own = [argument for raw, argument in declared.items() if raw not in shared]
-        parts += [f"\n`core.vsvsr.{name}` also:\n", *_table(own)]
+    parts = ["Every filter takes:\n", *_table(SharedSettings.arguments())]
+    for name in FILTERS:
+        parts += [f"\n`core.vsvsr.{name}` also:\n", *_table(own_arguments(name))]
     return "\n".join(parts) + "\n"
 
 
@@ -107,32 +107,22 @@ def _table(arguments: Iterable[Argument]) -> Iterator[str]:
     yield "| argument | default | allowed | meaning |"
     yield "| --- | --- | --- | --- |"
     for argument in arguments:
-        yield f"| `{argument.name}` | {_default(argument)} | {_allowed(argument)} | {argument.meaning} |"
+        yield f"| `{argument.name}` | {argument.usual} | {argument.bounds} | {argument.meaning} |"
 
 
-def _allowed(argument: Argument) -> str:
-    """The range or the choices; nothing where every value of the type may be given."""
-    bounded = argument.at_least is not None or argument.choices or argument.path or argument.kind is bool
-    return argument.allowed if bounded else ""
-
-
-def _default(argument: Argument) -> str:
-    """The default as scripts write it, or what is used instead."""
-    if argument.default in (None, ""):
-        return argument.otherwise
-    if isinstance(argument.default, tuple):
-        return str(list(argument.default))
-    if isinstance(argument.default, bool | float):
-        return f"{float(argument.default):g}"
-    return str(argument.default)
-
-
-def _arguments(name: str) -> tuple[Argument, ...]:
+def arguments_of_filter(name: str) -> tuple[Argument, ...]:
     """The arguments of a filter; those of ``model`` include the names that the manifest knows."""
     return tuple(
         dataclasses.replace(argument, choices=published(name)) if argument.name == "model" else argument
         for argument in FILTERS[name].settings.arguments()
     )
+
+
+def own_arguments(name: str) -> tuple[Argument, ...]:
+    """Those that not every filter has, or that the filter declares otherwise than `SharedSettings`."""
+    shared = SharedSettings.arguments()
+    declared = zip(FILTERS[name].settings.arguments(), arguments_of_filter(name), strict=True)
+    return tuple(argument for raw, argument in declared if raw not in shared)
 
 
 def _replaced(text: str, opening: str, closing: str, block: str) -> str:
