@@ -12,13 +12,18 @@ usable() {
 }
 
 find_python() {
-    for candidate in python3.13 python3.12 python3.14 python3 python "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3; do
+    if [ -n "${PYTHON:-}" ]; then
+        set -- "$PYTHON"
+    else
+        set -- python3.13 python3.12 python3.14 python3 python "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3
+    fi
+    for candidate in "$@"; do
         if usable "$candidate"; then
             printf '%s\n' "$candidate"
             return
         fi
     done
-    fail "no Python >= 3.12 with venv was found; install one (on Debian and Ubuntu: python3.12 and python3.12-venv)"
+    fail "no Python >= 3.12 with venv was found${PYTHON:+ as $PYTHON}; install one (on Debian and Ubuntu: python3.12 and python3.12-venv)"
 }
 
 # What an installation depends on. It is editable: every other change of Python takes effect by itself.

@@ -1,8 +1,10 @@
 """The package as it is installed: typed functions, and what the plugin registers."""
 
+import importlib.metadata
 import inspect
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import vapoursynth as vs
 
 import vsvsr
 from tests.pixels import play
+from vsvsr.filters.generate import ROOT
 from vsvsr.filters.registry import FILTERS
 
 
@@ -31,6 +34,14 @@ def test_the_typed_functions_call_the_filters(bikes: vs.VideoNode, tiny_fastreal
     assert play(typed) == play(direct)
     assert vsvsr.Stats(typed) == dict(vs.core.vsvsr.Stats(direct))
     assert vsvsr.Version()["version"] == vs.core.vsvsr.Version()["version"]
+
+
+def test_the_version_is_the_projects_everywhere() -> None:
+    installed = importlib.metadata.version("vsvsr")
+    assert tuple(map(int, installed.split(".")[:2])) == vs.core.vsvsr.version
+    assert vs.core.vsvsr.Version()["version"] == installed
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert tomllib.load(file)["project"]["version"] == installed
 
 
 def test_signatures_are_made_without_torch() -> None:

@@ -36,8 +36,8 @@ constexpr Registration filters[] = {
 } // namespace
 
 VS_EXTERNAL_API(void) VapourSynthPluginInit2(VSPlugin *plugin, const VSPLUGINAPI *vspapi) {
-    vspapi->configPlugin("io.github.vsvsr", "vsvsr", "Neural video super-resolution", VS_MAKE_VERSION(0, 1),
-                         VAPOURSYNTH_API_VERSION, 0, plugin);
+    vspapi->configPlugin("io.github.vsvsr", "vsvsr", "Neural video super-resolution",
+                         VS_MAKE_VERSION(VSVSR_VERSION_MAJOR, VSVSR_VERSION_MINOR), VAPOURSYNTH_API_VERSION, 0, plugin);
     for (const Registration &filter : filters)
         vspapi->registerFunction(filter.name, filter.arguments, "clip:vnode;", vsvsr::createFilter,
                                  const_cast<char *>(filter.name), plugin);
