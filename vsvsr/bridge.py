@@ -22,7 +22,11 @@ type Places = tuple[tuple[int, int], ...]
 
 
 class FilterInstance:
-    """One filter of one script. Its methods may be called on any thread; they run on the device's own.
+    """One filter of one script. Its methods may be called on any thread; the network runs on the device's own.
+
+    The plugin frees it wherever VapourSynth drops the last reference to the filter: on any thread, the device's own
+    included, with the interpreter's lock held or taken for it, and before or after Python's exit began. So neither
+    ``counters`` nor ``__del__`` waits for a thread or takes a lock.
 
     Args:
         opened: session, device and scale.
@@ -30,8 +34,8 @@ class FilterInstance:
     """
 
     def __init__(self, opened: FilterSession, clip: Clip) -> None:
-        self._session = opened.session
         self._worker = worker_of(opened.device)
+        self._session = opened.session
         self._scale = opened.scale
         self._clip = clip
         self._dtype = torch.float16 if clip.format == "RGBH" else torch.float32
@@ -56,10 +60,10 @@ class FilterInstance:
 
     def counters(self) -> list[tuple[str, int]]:
         """What has been done so far, by name."""
-        return list(self._worker.run(self._session.counters).items())
+        return list(self._session.counters().items())
 
     def __del__(self) -> None:
-        # What lies on the device is let go by the device's own thread, which then gives the memory back.
+        # What lies on the device is freed on the device thread, which then gives the memory back.
         self._worker.post(partial(_free, [self.__dict__.pop("_session")]))
 
     def _shrink(self) -> None:

@@ -40,6 +40,10 @@ class Worker:
 
     Started when the first filter of a device is created: a thread started while the interpreter shuts down fails.
 
+    Python's garbage collector runs on any thread between any two instructions, this one included, and then calls
+    whatever destructors it finds: a filter's, its user's. So ``run`` on the thread itself calls directly, and a
+    destructor may ``post``, which never waits, but never ``run``.
+
     Args:
         device: that all its jobs use.
     """
@@ -52,6 +56,8 @@ class Worker:
 
     def run[Result](self, function: Callable[[], Result]) -> Result:
         """Call ``function`` on the thread, wait, and return or raise what it did."""
+        if threading.current_thread() is self._thread:
+            return function()
         job = _Job(function)
         self._jobs.put(cast("_Job[object]", job))
         return job.result()
@@ -72,19 +78,25 @@ class Worker:
         with torch.inference_mode():
             while (job := self._jobs.get()) is not None:
                 job.run()
+                del job  # or what it refers to would live until the next one comes
 
 
 _workers: dict[torch.device, Worker] = {}
+# Reentrant: a destructor that runs while a worker is started may create a filter.
+_starting = threading.RLock()
 
 
 def worker_of(device: torch.device) -> Worker:
     """The thread of ``device``, shared by all filters on it."""
-    if device not in _workers:
-        _workers[device] = Worker(device)
-    return _workers[device]
+    with _starting:
+        if device not in _workers:
+            _workers[device] = Worker(device)
+        return _workers[device]
 
 
 def stop_workers() -> None:
     """End the threads of all devices. Python ends a daemon thread inside torch by ending the process with SIGABRT."""
-    for worker in _workers.values():
+    with _starting:
+        workers = list(_workers.values())
+    for worker in workers:
         worker.stop()
