@@ -1,7 +1,14 @@
 """Parts that several networks share."""
 
-from vsvsr.models.common.blocks import ResidualBlock, ResidualBlocksWithInputConv
+from vsvsr.models.common.blocks import PlainConvolutions, ResidualBlock, ResidualBlocksWithInputConv
 from vsvsr.models.common.spynet import SPyNet
 from vsvsr.models.common.upsampler import PixelShuffleHead, Write
 
-__all__ = ["PixelShuffleHead", "ResidualBlock", "ResidualBlocksWithInputConv", "SPyNet", "Write"]
+__all__ = [
+    "PixelShuffleHead",
+    "PlainConvolutions",
+    "ResidualBlock",
+    "ResidualBlocksWithInputConv",
+    "SPyNet",
+    "Write",
+]

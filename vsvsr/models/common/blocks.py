@@ -40,3 +40,16 @@ class ResidualBlocksWithInputConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.main(x)  # type: ignore[no-any-return]
+
+
+class PlainConvolutions(nn.Sequential):
+    """3x3 convolutions, each followed by a PReLU with a slope per channel.
+
+    Maps ``(n, in_channels, h, w)`` to ``(n, out_channels, h, w)``; names as in Real-ESRGAN's fast networks: ``0``,
+    ``2``, ... convolutions, ``1``, ``3``, ... activations.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, convolutions: int) -> None:
+        inputs = (in_channels, *(out_channels for _ in range(convolutions - 1)))
+        layers = ((nn.Conv2d(n, out_channels, 3, padding=1), nn.PReLU(out_channels)) for n in inputs)
+        super().__init__(*(layer for pair in layers for layer in pair))

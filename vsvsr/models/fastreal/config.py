@@ -17,8 +17,9 @@ class FastRealConfig:
 
     Attributes:
         channels: width of the trunk and of the hidden state.
-        rb1_blocks: residual blocks of the per-frame feature extractor.
-        rb2_blocks: residual blocks after the fusion with the hidden state.
+        trunk: ``residual`` blocks, or the ``plain`` 3x3 convolutions with PReLU of the fast per-frame networks.
+        rb1_blocks: residual blocks, or plain convolutions, of the per-frame feature extractor.
+        rb2_blocks: residual blocks, or plain convolutions, from the fusion with the hidden state on.
         head: ``two_step`` is the pixel-shuffle head of BasicVSR, ``single`` one convolution and one pixel shuffle.
         base: interpolation of the frame to which the network adds.
         scale: 2 or 4.
@@ -31,10 +32,11 @@ class FastRealConfig:
     """
 
     channels: int = 64
+    trunk: Literal["residual", "plain"] = "residual"
     rb1_blocks: int = 5
     rb2_blocks: int = 20
     head: Literal["two_step", "single"] = "two_step"
-    base: Literal["bilinear", "bicubic"] = "bilinear"
+    base: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     scale: Literal[2, 4] = 4
     hsa: Variant = "full"
     pool: tuple[str, ...] = POOL
@@ -79,3 +81,16 @@ COMPACT = FastRealConfig(
     flow="light",
 )
 """The size that runs at a third of the time of a per-frame network of 16 convolutions with 64 channels."""
+
+PLAIN = FastRealConfig(
+    channels=64,
+    trunk="plain",
+    rb1_blocks=4,
+    rb2_blocks=13,
+    head="single",
+    base="nearest",
+    fast_sca=True,
+    key_channels=16,
+    flow="light",
+)
+"""The size of a published fast per-frame network, Real-ESRGAN's animevideov3, plus a hidden state."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsvsr.models.common import ResidualBlocksWithInputConv, SPyNet
+from vsvsr.models.common import PlainConvolutions, ResidualBlocksWithInputConv, SPyNet
 from vsvsr.models.fastreal.attention import PoolConvolution, SelectiveCrossAttention
 from vsvsr.models.fastreal.config import FastRealConfig
 from vsvsr.models.fastreal.flow import LightFlow
@@ -41,8 +41,9 @@ class FastRealVSR(nn.Module):
         else:
             self.light_flow: nn.Module = LightFlow()
         self.flow_estimator.requires_grad_(False)
-        self.rb1 = ResidualBlocksWithInputConv(3, channels, config.rb1_blocks)
-        self.rb2 = ResidualBlocksWithInputConv(2 * channels, channels, config.rb2_blocks)
+        trunk = PlainConvolutions if config.trunk == "plain" else ResidualBlocksWithInputConv
+        self.rb1: nn.Module = trunk(3, channels, config.rb1_blocks)
+        self.rb2: nn.Module = trunk(2 * channels, channels, config.rb2_blocks)
         if config.hsa == "conv":
             self.hsa: nn.Module | None = PoolConvolution(config)
         else:
@@ -162,7 +163,9 @@ def _upsampling_weight(base: str, scale: int) -> Tensor:
     """``F.interpolate(mode=base)`` as a convolution ``(3 * scale ** 2, 3, 5, 5)`` before a pixel shuffle."""
     offsets = (torch.arange(scale) + 0.5) / scale - 0.5
     distance = (offsets[:, None] - torch.arange(-2, 3)).abs()
-    if base == "bilinear":
+    if base == "nearest":
+        taps = (distance < 0.5).float()
+    elif base == "bilinear":
         taps = (1 - distance).clamp(min=0)
     else:
         near = 1.25 * distance**3 - 2.25 * distance**2 + 1

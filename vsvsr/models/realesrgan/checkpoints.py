@@ -1,0 +1,80 @@
+"""Real-ESRGAN's files: ncnn's weights as its portable version carries them, and the published ``.pth``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vsvsr import weights
+from vsvsr.errors import UserError
+from vsvsr.models.realesrgan.network import PerFrameNetwork, create
+
+_HALF = 0x01306B47
+"""Tag before weights in float16; a tag of 0 stands for float32."""
+
+
+def load_ncnn(name: str, path: Path) -> PerFrameNetwork:
+    """A network in evaluation mode with the weights of an ncnn ``.bin`` file.
+
+    The file holds the layers in the order of their execution, which is the order of the network's modules. For each
+    convolution: a 4-byte tag, the weights (padded to 4 bytes) and the bias as float32; for each PReLU: its slopes as
+    float32.
+
+    Args:
+        name: see `create`.
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be read, or is not that network's to the last byte.
+    """
+    network = create(name)
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.PReLU)]
+    try:
+        content = path.read_bytes()
+        position = 0
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                half = int.from_bytes(content[position : position + 4], "little") == _HALF
+                position = _read(layer.weight, content, position + 4, "<f2" if half else "<f4")
+                assert layer.bias is not None
+                position = _read(layer.bias, content, position, "<f4")
+            else:
+                position = _read(layer.weight, content, position, "<f4")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{path} is too short for {name}; give Real-ESRGAN's own ncnn file") from None
+    if position != len(content):
+        raise UserError(f"{path} is {len(content) - position} bytes too long for {name}; give Real-ESRGAN's own file")
+    return network.eval().requires_grad_(False)
+
+
+def _read(parameter: nn.Parameter, content: bytes, position: int, dtype: str) -> int:
+    """Fill ``parameter`` from the bytes at ``position``; returns the next layer's position, a multiple of 4."""
+    values = np.frombuffer(content, dtype, parameter.numel(), position).astype(np.float32)
+    parameter.data.copy_(torch.from_numpy(values).view_as(parameter))
+    return position + -(-parameter.numel() * int(dtype[-1]) // 4) * 4
+
+
+def load_published(name: str, path: Path) -> PerFrameNetwork:
+    """A network in evaluation mode with the weights of a ``.pth`` file in the published layout.
+
+    Args:
+        name: see `create`.
+        path: the file; ``params_ema`` is taken before ``params``.
+
+    Raises:
+        UserError: the file cannot be read, or holds another network.
+    """
+    network = create(name)
+    state: Mapping[str, Tensor] = weights.read_tensors(path)[0]
+    for prefix in ("params_ema.", "params."):
+        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        state = part or state
+    expected = {key: value.shape for key, value in network.state_dict().items()}
+    if {key: value.shape for key, value in state.items()} != expected:
+        raise UserError(f"{path} is not {name}; give Real-ESRGAN's own file")
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
