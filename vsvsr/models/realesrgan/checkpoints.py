@@ -1,6 +1,5 @@
 """Real-ESRGAN's files: ncnn's weights as its portable version carries them, and the published ``.pth``."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,7 @@ def load_ncnn(name: str, path: Path) -> PerFrameNetwork:
     return network.eval().requires_grad_(False)
 
 
-def _read(parameter: nn.Parameter, content: bytes, position: int, dtype: str) -> int:
+def _read(parameter: Tensor, content: bytes, position: int, dtype: str) -> int:
     """Fill ``parameter`` from the bytes at ``position``; returns the next layer's position, a multiple of 4."""
     values = np.frombuffer(content, dtype, parameter.numel(), position).astype(np.float32)
     parameter.data.copy_(torch.from_numpy(values).view_as(parameter))
@@ -63,16 +62,13 @@ def load_published(name: str, path: Path) -> PerFrameNetwork:
 
     Args:
         name: see `create`.
-        path: the file; ``params_ema`` is taken before ``params``.
+        path: the file.
 
     Raises:
         UserError: the file cannot be read, or holds another network.
     """
     network = create(name)
-    state: Mapping[str, Tensor] = weights.read_tensors(path)[0]
-    for prefix in ("params_ema.", "params."):
-        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        state = part or state
+    state, _ = weights.read_tensors(path)
     expected = {key: value.shape for key, value in network.state_dict().items()}
     if {key: value.shape for key, value in state.items()} != expected:
         raise UserError(f"{path} is not {name}; give Real-ESRGAN's own file")

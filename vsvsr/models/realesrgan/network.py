@@ -1,7 +1,9 @@
 """The two architectures of Real-ESRGAN (Wang et al., ICCVW 2021), four times the size.
 
-Both map RGB in [0, 1] ``(n, 3, h, w)`` to ``(n, 3, 4 h, 4 w)``, not clamped; layers are named as in the published files.
+Both map RGB in [0, 1] ``(n, 3, h, w)`` to ``(n, 3, 4 h, 4 w)``, not clamped. Layers are named as published.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +95,7 @@ class RRDBNet(nn.Module):
 
 type PerFrameNetwork = SRVGG | RRDBNet
 
-_CREATE = {"realesrgan-x4plus": RRDBNet, "realesr-animevideov3": SRVGG}
+_CREATE: dict[str, Callable[[], PerFrameNetwork]] = {"realesrgan-x4plus": RRDBNet, "realesr-animevideov3": SRVGG}
 
 
 def create(name: str) -> PerFrameNetwork:
