@@ -1,7 +1,7 @@
 """Training of MIA-VSR's masks."""
 
 import csv
-import sys
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from vsvsr.errors import UserError
 from vsvsr.models.mia import MIAVSR, MaskSite, load
-from vsvsr.training.data.clips import Clips
-from vsvsr.training.recipes.mia import GumbelGate, MIATrainConfig, Trainer, keep_all, load_start, losses, main
+from vsvsr.training.__main__ import main
+from vsvsr.training.data.clips import Clips, Crops
+from vsvsr.training.harness import Processes, train
+from vsvsr.training.recipes.mia import MIA, GumbelGate, Settings, keep_all, load_start, losses
 
 SITE = MaskSite("backward_1", 1, 0)
 
@@ -39,7 +41,7 @@ def test_the_gradient_of_the_sparsity_lowers_every_logit() -> None:
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
     """Two clips of smooth noise that moves."""
     folder = tmp_path_factory.mktemp("clips")
     rng = np.random.default_rng(0)
@@ -49,8 +51,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Clips:
         truth = np.concatenate([np.roll(picture, step, axis=2) for step in range(4)])
         np.save(folder / name / "gt.npy", truth)
         np.save(folder / name / "lr.npy", truth.reshape(4, 24, 4, 24, 4, 3).mean((2, 4)).astype(np.uint8))
-        (folder / name / "clip.json").write_text("{}")
-    return Clips(folder, frames=2, crop=16)
+        (folder / name / "clip.json").write_text(json.dumps({"scale": 4}))
+    return Crops(Clips(folder, scale=4), frames=2, crop=16)
 
 
 def tiny() -> MIAVSR:
@@ -58,24 +60,45 @@ def tiny() -> MIAVSR:
     return MIAVSR(8, (1,), (2,), 8)
 
 
-CONFIG = MIATrainConfig(steps=1, mask_steps=2, learning_rate=0.01, save_minutes=0, validation_crops=1)
+ALONE = Processes(torch.device("cpu"))
+SETTINGS = Settings(
+    data=Path(),
+    validation=Path(),
+    run=Path(),
+    frames=2,
+    crop=16,
+    steps=1,
+    mask_steps=2,
+    learning_rate=0.01,
+    save_minutes=0,
+    validation_crops=1,
+)
 
 
-def test_a_heavy_sparsity_loss_lowers_the_share_of_kept_positions(clips: Clips, tmp_path: Path) -> None:
-    config = replace(CONFIG, steps=0, mask_steps=10, sparsity=10.0, learning_rate=0.03)
-    trainer = Trainer(tiny(), config, clips=clips, validation=clips, folder=tmp_path)
-    kept = []
-    for trainer.step in range(5):
-        kept.append(trainer._step()[1])
+def recipe(crops: Crops, settings: Settings, network: MIAVSR | None = None) -> MIA:
+    return MIA(network or tiny(), settings, training=crops, validation=crops, processes=ALONE)
+
+
+def trained(crops: Crops, settings: Settings, network: MIAVSR | None = None) -> MIA:
+    """A recipe after its run."""
+    result = recipe(crops, settings, network)
+    steps = settings.steps + settings.mask_steps
+    train(result, settings, steps=steps, processes=ALONE, milestones=[settings.steps])
+    return result
+
+
+def test_a_heavy_sparsity_loss_lowers_the_share_of_kept_positions(crops: Crops) -> None:
+    masked = recipe(crops, replace(SETTINGS, steps=0, mask_steps=10, sparsity=10.0, learning_rate=0.03))
+    kept = [masked.step(step)["kept_in_training"] for step in range(5)]
     assert abs(kept[0] - 0.5) < 0.05
     # Adam moves every bias by about -0.03 a step: sigmoid(-0.12) = 0.47. The draw is good to 0.004.
     assert kept[-1] < 0.48
 
 
-def test_the_first_phase_leaves_the_predictors_and_the_flow_alone(clips: Clips, tmp_path: Path) -> None:
+def test_the_first_phase_leaves_the_predictors_and_the_flow_alone(crops: Crops, tmp_path: Path) -> None:
     network = tiny()
     before = {name: value.clone() for name, value in network.named_parameters()}
-    Trainer(network, replace(CONFIG, mask_steps=0), clips=clips, validation=clips, folder=tmp_path).run()
+    trained(crops, replace(SETTINGS, mask_steps=0, run=tmp_path), network)
     for name, value in network.named_parameters():
         changed = not torch.equal(value, before[name])
         assert changed == ("predmask" not in name and "spynet" not in name), name
@@ -83,65 +106,63 @@ def test_the_first_phase_leaves_the_predictors_and_the_flow_alone(clips: Clips, 
 
 
 @pytest.fixture(scope="module")
-def straight(clips: Clips, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+def straight(crops: Crops, tmp_path_factory: pytest.TempPathFactory) -> MIA:
     """A run that nothing interrupted."""
-    trainer = Trainer(tiny(), CONFIG, clips=clips, validation=clips, folder=tmp_path_factory.mktemp("straight"))
-    trainer.run()
-    return trainer
+    return trained(crops, replace(SETTINGS, run=tmp_path_factory.mktemp("straight")))
 
 
 @pytest.mark.parametrize("interrupted_after", [1, 2])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
-    straight: Trainer, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
+    straight: MIA, crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
 ) -> None:
-    save = Trainer._save
+    settings = replace(SETTINGS, run=tmp_path)
+    step = MIA.step
 
-    def interrupt(self: Trainer, rows: list[tuple[float, float]]) -> None:
-        save(self, rows)
-        if self.step == interrupted_after:
+    def interrupt(self: MIA, number: int) -> dict[str, float]:
+        if number == interrupted_after:
             raise KeyboardInterrupt
+        return step(self, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", interrupt)
+        patch.setattr(MIA, "step", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            Trainer(tiny(), CONFIG, clips=clips, validation=clips, folder=tmp_path).run()
+            trained(crops, settings)
     torch.manual_seed(interrupted_after)
-    resumed = Trainer(MIAVSR(8, (1,), (2,), 8), CONFIG, clips=clips, validation=clips, folder=tmp_path)
-    resumed.run()
-    assert resumed.step == 3
+    resumed = trained(crops, settings, MIAVSR(8, (1,), (2,), 8))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
     for name, value in straight.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[name], value), name
     for phase in ("dense", "masked"):
-        weights = [load_file(folder / f"{phase}.safetensors") for folder in (straight.folder, tmp_path)]
+        weights = [load_file(folder / f"{phase}.safetensors") for folder in (straight.settings.run, tmp_path)]
         assert all(torch.equal(weights[1][name], value) for name, value in weights[0].items())
     with (tmp_path / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["phase"]) for row in rows] == [("1", "dense"), ("2", "masked"), ("3", "masked")]
 
 
-def test_exported_weights_are_averages_that_load(straight: Trainer) -> None:
-    exported = load(straight.folder / "masked.safetensors")
+def test_exported_weights_are_averages_that_load(straight: MIA) -> None:
+    exported = load(straight.settings.run / "masked.safetensors")
     for (name, value), last in zip(exported.named_parameters(), straight.network.parameters(), strict=True):
-        assert torch.equal(value, dict(straight.averaged.named_parameters())[name])
+        assert torch.equal(value, dict(straight.averaged.network.named_parameters())[name])
         if "spynet" not in name and "predmask" not in name:
             assert not torch.equal(value, last), name
 
 
-def test_no_gradient_reaches_the_flow_network(clips: Clips) -> None:
+def test_no_gradient_reaches_the_flow_network(crops: Crops) -> None:
     network = tiny().train()
-    frames, truth = (part[None] for part in clips.draw(np.random.default_rng(0)))
-    losses(network, frames, truth, masked=False)[0].backward()
+    batch = crops.batch(np.random.default_rng(0), 1)
+    losses(network, batch.frames, batch.truth, masked=False)[0].backward()
     assert all(parameter.grad is None for parameter in network.spynet.parameters())
 
 
-def test_mixed_precision_comes_close_to_full(clips: Clips) -> None:
-    frames, truth = (part[None] for part in clips.draw(np.random.default_rng(0)))
+def test_mixed_precision_comes_close_to_full(crops: Crops) -> None:
+    batch = crops.batch(np.random.default_rng(0), 1)
     values = []
     for bf16 in (False, True):
         network = tiny()
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            loss, kept = losses(network, frames, truth, masked=True)
+            loss, kept = losses(network, batch.frames, batch.truth, masked=True)
         assert loss.dtype == torch.float32
         values.append((float(loss.detach()), float(kept.detach())))
     assert values[1] == pytest.approx(values[0], rel=0.02)
@@ -160,10 +181,18 @@ def test_a_deeper_network_starts_from_a_shallower_one(tmp_path: Path) -> None:
         load_start(MIAVSR(8, (), (), 8), path)
 
 
-def test_a_crop_of_which_nothing_is_judged_is_refused_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["mia", "clips", "check", "run", "--crop", "8"])
-    with pytest.raises(SystemExit):
-        main()
-    assert capsys.readouterr().err.endswith("error: --crop 8 is not possible; allowed: more than 8\n")
+def test_a_crop_of_which_nothing_is_judged_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mia", "clips", "check", "run", "--crop", "8"]) == 1
+    assert capsys.readouterr().err == "error: --crop 8 is not possible; allowed: more than 8\n"
+
+
+def test_a_start_that_cannot_be_had_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, wrong in (("--start", tmp_path / "wrong.safetensors"), ("--flow", tmp_path / "wrong.pth")):
+        assert main(["mia", "clips", "check", "run", option, str(wrong)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert str(wrong) in error
+    save_file({"spynet.basic_module.0": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert main(["mia", "clips", "check", "run", "--flow", str(tmp_path / "other.safetensors")]) == 1
+    assert "other.safetensors holds no SPyNet: " in capsys.readouterr().err

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -22,13 +25,14 @@ from vsvsr.models.fastreal import COMPACT, FastRealVSR, load_fastreal, save_fast
 from vsvsr.ops import flow_warp
 from vsvsr.training.__main__ import main
 from vsvsr.training.data.build import DatasetConfig, build_dataset
-from vsvsr.training.data.clips import Clips, Dataset
+from vsvsr.training.data.clips import Clips, Crops, write_flows
 from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, downsample, noise_field
 from vsvsr.training.data.motion import synthetic_clip
-from vsvsr.training.discriminator import UNetDiscriminator
+from vsvsr.training.discriminator import Adversary, UNetDiscriminator
+from vsvsr.training.harness import Optimiser, Processes, RunFolder, train
 from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
-from vsvsr.training.recipes.fastreal import TrainConfig, Trainer, processes, unroll
-from vsvsr.training.recipes.fastreal_gan import SharpConfig, SharpTrainer
+from vsvsr.training.recipes import fastreal, fastreal_gan
+from vsvsr.training.recurrent import Chunk, RecurrentTraining, open_clips, unroll, with_first_flow
 from vsvsr.video.ffmpeg import Codec, Deinterlacer, read_video, through_codec, through_fields
 
 DEINTERLACERS: tuple[Deinterlacer, ...] = ("bwdif", "yadif")
@@ -57,11 +61,40 @@ def data(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trainer(data: Path, folder: Path, config: TrainConfig) -> Trainer:
+ALONE = Processes(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def crops(data: Path) -> Crops:
+    network = FastRealVSR(TINY)
+    return Crops(Clips(data, scale=4, flow=write_flows(data, network)), frames=5, crop=16)
+
+
+def settings(data: Path, folder: Path, **values: Any) -> fastreal.Settings:
+    return fastreal.Settings(
+        **{"data": data, "validation": data, "run": folder, "crop": 16, "frames": 6, "batch": 1, "chunk": 3, **values}
+    )
+
+
+def recipe(given: fastreal.Settings, processes: Processes = ALONE) -> RecurrentTraining:
     torch.manual_seed(0)
     network = FastRealVSR(TINY)
-    clips = Dataset(data, network, crop=16)
-    return Trainer(network, config, training=clips, validation=clips, folder=folder, metadata={"recipe": "test"})
+    training, validation = open_clips(network, given, processes)
+    return RecurrentTraining(
+        network,
+        given,
+        lambda chunk: fastreal.losses(chunk, given),
+        training=training,
+        validation=validation,
+        processes=processes,
+    )
+
+
+def trained(given: fastreal.Settings) -> RecurrentTraining:
+    """A recipe after its run."""
+    result = recipe(given)
+    train(result, given, steps=given.steps, processes=ALONE)
+    return result
 
 
 def test_the_same_seed_builds_the_same_clips_to_the_byte(sources: Path, data: Path, tmp_path: Path) -> None:
@@ -270,57 +303,65 @@ def test_more_noise_and_a_coarser_codec_lie_further_from_the_truth() -> None:
     assert errors[0] < errors[1] < errors[2]
 
 
-def test_a_batch_holds_the_truth_of_its_frames(data: Path) -> None:
-    clips = Dataset(data, FastRealVSR(TINY), crop=16)
-    frames, truth, flows = clips.batch(np.random.default_rng(0), 3, 5)
-    assert (frames.shape, truth.shape, flows.shape) == ((3, 5, 3, 16, 16), (3, 5, 3, 64, 64), (3, 4, 2, 16, 16))
-    small = torch.nn.functional.avg_pool2d(truth.flatten(0, 1), 4).view_as(frames)
+def test_a_batch_holds_the_truth_of_its_frames(crops: Crops) -> None:
+    batch = crops.batch(np.random.default_rng(0), 3)
+    assert (batch.frames.shape, batch.truth.shape) == ((3, 5, 3, 16, 16), (3, 5, 3, 64, 64))
+    assert batch.flows.shape == (3, 4, 2, 16, 16)
+    small = torch.nn.functional.avg_pool2d(batch.truth.flatten(0, 1), 4).view_as(batch.frames)
     elsewhere = small.roll(4, dims=-1)
-    assert float((small - frames).abs().mean()) < 0.5 * float((elsewhere - frames).abs().mean())
+    assert float((small - batch.frames).abs().mean()) < 0.5 * float((elsewhere - batch.frames).abs().mean())
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
-    config = TrainConfig(steps=4, batch=1, frames=6, chunk=3, warmup=2)
-    whole = trainer(data, tmp_path / "whole", config)
-    whole.run()
-    broken = trainer(data, tmp_path / "broken", dataclasses.replace(config, save_minutes=0.0))
+    whole = trained(settings(data, tmp_path / "whole", steps=4, warmup=2))
+    broken = settings(data, tmp_path / "broken", steps=4, warmup=2, save_minutes=0.0)
     with pytest.raises(KeyboardInterrupt):
-        interrupt_after(broken, 2).run()
-    resumed = trainer(data, tmp_path / "broken", config)
-    resumed.resume()
-    assert resumed.step == 2
-    resumed.run()
-    for name, value in whole.averaged.state_dict().items():
-        assert torch.equal(resumed.averaged.state_dict()[name], value), name
+        train(interrupted(recipe(broken), 2), broken, steps=4, processes=ALONE)
+    resumed = recipe(broken)
+    seen = recorded_steps(resumed)
+    train(resumed, dataclasses.replace(broken, save_minutes=5.0), steps=4, processes=ALONE)
+    assert seen == [2, 3]
+    for name, value in whole.averaged.network.state_dict().items():
+        assert torch.equal(resumed.averaged.network.state_dict()[name], value), name
 
 
-def interrupt_after(target: Trainer, steps: int) -> Trainer:
-    """The trainer, stopped by the user when ``steps`` sequences are done."""
-    original = target._sequence
+def interrupted(target: RecurrentTraining, step: int) -> RecurrentTraining:
+    """The recipe, stopped by the user at the beginning of ``step``."""
+    original = target.step
 
-    def sequence() -> dict[str, float]:
-        if target.step == steps:
+    def stop(number: int) -> dict[str, float]:
+        if number == step:
             raise KeyboardInterrupt
-        return original()
+        return original(number)
 
-    target._sequence = sequence  # type: ignore[method-assign]
+    target.step = stop  # type: ignore[method-assign]
     return target
+
+
+def recorded_steps(target: RecurrentTraining) -> list[int]:
+    """The steps that the recipe is asked for from now on."""
+    original, seen = target.step, list[int]()
+
+    def record(number: int) -> dict[str, float]:
+        seen.append(number)
+        return original(number)
+
+    target.step = record  # type: ignore[method-assign]
+    return seen
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_the_loss_falls_and_the_flow_stays_as_it_was(data: Path, tmp_path: Path, bf16: bool) -> None:
-    config = TrainConfig(steps=25, batch=2, frames=6, chunk=6, warmup=5, learning_rate=3e-3, bf16=bf16)
-    tiny = trainer(data, tmp_path, config)
+    given = settings(data, tmp_path, steps=25, batch=2, chunk=6, warmup=5, learning_rate=3e-3, bf16=bf16)
+    tiny = recipe(given)
     flow = {name: value.clone() for name, value in tiny.network.flow_estimator.state_dict().items()}
-    losses = []
-    for tiny.step in range(config.steps):
-        losses.append(tiny._sequence()["loss"])
+    losses = [tiny.step(step)["loss"] for step in range(given.steps)]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:4])
     assert all(torch.equal(flow[name], value) for name, value in tiny.network.flow_estimator.state_dict().items())
 
 
 def test_a_run_leaves_weights_a_log_and_sample_pictures(data: Path, tmp_path: Path) -> None:
-    trainer(data, tmp_path, TrainConfig(steps=2, batch=1, frames=6, chunk=6, save_minutes=0.0)).run()
+    trained(settings(data, tmp_path, steps=2, chunk=6, save_minutes=0.0))
     assert load_fastreal(tmp_path / "best.safetensors").config == TINY
     with (tmp_path / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -336,32 +377,35 @@ def test_a_run_leaves_weights_a_log_and_sample_pictures(data: Path, tmp_path: Pa
 def test_the_loss_on_flicker_is_for_errors_that_come_and_go_and_not_for_those_that_move_along(
     data: Path, tmp_path: Path
 ) -> None:
-    training = trainer(data, tmp_path, TrainConfig(steps=1, steadiness=2.0))
     truth = torch.rand(1, 4, 3, 64, 64)
     flows = torch.zeros(1, 4, 2, 16, 16)
     flows[:, :, 0] = 1  # low-resolution pixels to the right, in the frame before
     pattern = 0.1 * torch.rand(1, 3, 64, 80)
     moving = torch.stack([pattern[..., 4 * i : 4 * i + 64] for i in range(4)], dim=1)
     standing = pattern[:, None, ..., :64].expand(1, 4, 3, 64, 64)
-    along, against, twice = (
-        training._losses(truth + error, truth, flows) for error in (moving, standing, 2 * standing)
-    )
-    assert float(along["steadiness"]) < 0.4 * float(against["steadiness"])
-    assert float(twice["steadiness"]) == pytest.approx(2 * float(against["steadiness"]), rel=0.01)
-    assert list(trainer(data, tmp_path, TrainConfig(steps=1))._losses(truth, truth, flows)) == ["pixel"]
+
+    def losses(error: Tensor, weight: float = 2.0) -> dict[str, Tensor]:
+        chunk = Chunk(pictures=truth + error, truth=truth, flows=flows, targets={})
+        return fastreal.losses(chunk, settings(data, tmp_path, steps=1, temporal_consistency=weight))
+
+    along, against, twice = (float(losses(error)["temporal_consistency"]) for error in (moving, standing, 2 * standing))
+    assert along < 0.4 * against
+    assert twice == pytest.approx(2 * against, rel=0.01)
+    assert list(losses(moving, 0.0)) == ["pixel"]
 
 
 @pytest.mark.parametrize("stateless", [False, True])
-def test_checkpointing_gives_the_gradients_of_plain_training(data: Path, stateless: bool) -> None:
+def test_checkpointing_gives_the_gradients_of_plain_training(crops: Crops, stateless: bool) -> None:
     torch.manual_seed(0)
     network = FastRealVSR(TINY)
-    frames, truth, flows = Dataset(data, network, crop=16).batch(np.random.default_rng(0), 2, 5)
-    flows = torch.cat((torch.zeros_like(flows[:, :1]), flows), dim=1)
+    batch = with_first_flow(crops.batch(np.random.default_rng(0), 2))
     results = []
     for checkpointing in (False, True):
         network.zero_grad()
-        pictures, hidden = unroll(network, frames, flows, hidden=None, stateless=stateless, checkpointing=checkpointing)
-        charbonnier(pictures, truth).backward()
+        pictures, hidden = unroll(
+            network, batch.frames, batch.flows, hidden=None, stateless=stateless, checkpointing=checkpointing
+        )
+        charbonnier(pictures, batch.truth).backward()
         gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
         results.append((pictures, hidden, *gradients))
     assert len(results[0]) > 10
@@ -370,10 +414,9 @@ def test_checkpointing_gives_the_gradients_of_plain_training(data: Path, statele
 
 
 def test_several_processes_train_like_one(data: Path, tmp_path: Path) -> None:
-    config = TrainConfig(steps=2, batch=2, frames=6, chunk=3)
-    one = trainer(data, tmp_path / "one", config)
-    save_fastreal(one.network, tmp_path / "start.safetensors", {})
-    one.run()
+    one = settings(data, tmp_path / "one", steps=2, batch=2)
+    save_fastreal(recipe(one).network, tmp_path / "start.safetensors", {})
+    averaged = trained(one).averaged.network
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -383,93 +426,89 @@ def test_several_processes_train_like_one(data: Path, tmp_path: Path) -> None:
     several = {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **address}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "vsvsr.training", "train", *paths, *options],
+            [sys.executable, "-m", "vsvsr.training", "fastreal", *paths, *options],
             env={**os.environ, **several, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    trained = load_fastreal(tmp_path / "two/last.safetensors").state_dict()
-    for name, value in one.averaged.state_dict().items():
-        torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-6, msg=name)
+    weights = load_fastreal(tmp_path / "two/last.safetensors").state_dict()
+    for name, value in averaged.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6, msg=name)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes(), "num_processes", 2)
+def test_a_batch_that_cannot_be_shared_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a batch of 3 cannot be shared by 2 processes"):
-        trainer(data, tmp_path, TrainConfig(steps=1, batch=3))
+        recipe(settings(data, tmp_path, steps=1, batch=3), Processes(torch.device("cpu"), index=1, count=2))
 
 
-def test_parts_of_a_batch_are_the_batch(data: Path) -> None:
-    clips = Dataset(data, FastRealVSR(TINY), crop=16)
-    whole = clips.batch(np.random.default_rng(1), 4, 5)
+def test_parts_of_a_batch_are_the_batch(crops: Crops) -> None:
+    whole = crops.batch(np.random.default_rng(1), 4)
     for i in range(2):
-        part = clips.batch(np.random.default_rng(1), 4, 5, part=(i, 2))
-        assert all(torch.equal(p, w[i::2]) for p, w in zip(part, whole, strict=True))
+        part = crops.batch(np.random.default_rng(1), 4, index=i, count=2)
+        for name in ("frames", "truth", "flows"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[i::2])
 
 
-def sharp_trainer(data: Path, folder: Path, config: TrainConfig, vgg: Path | None = None) -> SharpTrainer:
+def adversarial(data: Path, folder: Path, **values: Any) -> tuple[RecurrentTraining, Adversary]:
     torch.manual_seed(0)
     network = FastRealVSR(TINY)
-    clips = Dataset(data, network, crop=16)
-    return SharpTrainer(
-        network,
-        config,
-        SharpConfig(discriminator_channels=4, discriminator_rate=2e-3),
-        vgg=vgg,
-        training=clips,
-        validation=clips,
-        folder=folder,
-        metadata={},
-    )
-
-
-SHARP = TrainConfig(steps=4, batch=1, frames=6, chunk=3, warmup=2, final_rate=1.0)
+    options = {"data": data, "validation": data, "run": folder, "steps": 4, "batch": 1, "frames": 6, "chunk": 3}
+    options |= {"crop": 16, "warmup": 2, "start": Path(), "discriminator_channels": 4, "discriminator_rate": 2e-3}
+    given = fastreal_gan.Settings(**{**options, **values})
+    training, validation = open_clips(network, given, ALONE)
+    result = fastreal_gan.recipe(network, given, training=training, validation=validation, processes=ALONE)
+    assert isinstance(result.opponent, Adversary)
+    return result, result.opponent
 
 
 def test_a_resumed_adversarial_run_ends_with_the_weights_of_an_uninterrupted_one(data: Path, tmp_path: Path) -> None:
-    whole = sharp_trainer(data, tmp_path / "whole", SHARP)
-    whole.run()
-    broken = sharp_trainer(data, tmp_path / "broken", dataclasses.replace(SHARP, save_minutes=0.0))
+    whole, opponent = adversarial(data, tmp_path / "whole")
+    train(whole, whole.settings, steps=4, processes=ALONE)
+    broken, _ = adversarial(data, tmp_path / "broken", save_minutes=0.0)
     with pytest.raises(KeyboardInterrupt):
-        interrupt_after(broken, 2).run()
-    resumed = sharp_trainer(data, tmp_path / "broken", SHARP)
-    resumed.run()
-    for module, again in ((whole.averaged, resumed.averaged), (whole.critic, resumed.critic)):
+        train(interrupted(broken, 2), broken.settings, steps=4, processes=ALONE)
+    resumed, again = adversarial(data, tmp_path / "broken")
+    train(resumed, resumed.settings, steps=4, processes=ALONE)
+    pairs = ((whole.averaged.network, resumed.averaged.network), (opponent.discriminator, again.discriminator))
+    for module, other in pairs:
         for name, value in module.state_dict().items():
-            assert torch.equal(again.state_dict()[name], value), name
+            assert torch.equal(other.state_dict()[name], value), name
     assert not (tmp_path / "whole/best.safetensors").exists()
     header = (tmp_path / "whole/log.csv").read_text().splitlines()[0]
     assert header.endswith("learning_rate,pixel,gan,discriminator")
 
 
 def test_the_discriminator_learns_to_tell_pictures_from_truth(data: Path, tmp_path: Path) -> None:
-    sharp = sharp_trainer(data, tmp_path, dataclasses.replace(SHARP, learning_rate=0.0))
-    _, truth, flows = next(sharp._chunks())
-    made = truth + 0.2 * torch.randn(truth.shape)
-    losses = [sharp._train_critic(made, truth)["discriminator"] for _ in range(40)]
+    training, adversary = adversarial(data, tmp_path)
+    chunk = next(training.stretches(0))
+    made = chunk.truth + 0.2 * torch.randn(chunk.truth.shape)
+    losses = [adversary.train(made, chunk.truth)["discriminator"] for _ in range(40)]
     assert losses[0] == pytest.approx(2 * np.log(2), abs=0.3)
     assert losses[-1] < 0.7 * losses[0]
-    terms = sharp._losses(made, truth, flows)
-    assert float(terms["gan"]) > float(sharp._losses(truth, truth, flows)["gan"])
-    assert all(parameter.requires_grad for parameter in sharp.critic.parameters())
+    of_made, of_truth = (
+        training.losses(Chunk(pictures=pictures, truth=chunk.truth, flows=chunk.flows, targets={}))
+        for pictures in (made, chunk.truth)
+    )
+    assert float(of_made["gan"]) > float(of_truth["gan"])
+    assert all(parameter.requires_grad for parameter in adversary.discriminator.parameters())
 
 
-def test_the_adversarial_loss_reaches_the_network_and_not_the_critic(data: Path, tmp_path: Path) -> None:
-    sharp = sharp_trainer(data, tmp_path, SHARP)
-    _, truth, flows = next(sharp._chunks())
-    pictures = (truth * 0.5).requires_grad_()
-    sharp._losses(pictures, truth, flows)["gan"].backward()
+def test_the_adversarial_loss_reaches_the_network_and_not_the_discriminator(data: Path, tmp_path: Path) -> None:
+    training, adversary = adversarial(data, tmp_path)
+    chunk = next(training.stretches(0))
+    pictures = (chunk.truth * 0.5).requires_grad_()
+    training.losses(Chunk(pictures=pictures, truth=chunk.truth, flows=chunk.flows, targets={}))["gan"].backward()
     assert pictures.grad is not None
     assert float(pictures.grad.abs().max()) > 0
-    assert all(parameter.grad is None for parameter in sharp.critic.parameters())
+    assert all(parameter.grad is None for parameter in adversary.discriminator.parameters())
 
 
 def test_the_discriminator_has_the_layers_and_the_spectral_norm_of_the_paper() -> None:
-    critic = UNetDiscriminator()
+    discriminator = UNetDiscriminator()
     shapes = [
         (module.in_channels, module.out_channels, module.stride[0], is_parametrized(module))
-        for module in critic.modules()
+        for module in discriminator.modules()
         if isinstance(module, torch.nn.Conv2d)
     ]
     assert sorted(shapes) == sorted(
@@ -490,15 +529,14 @@ def test_the_discriminator_has_the_layers_and_the_spectral_norm_of_the_paper() -
 
 
 def test_stage_2_starts_from_a_network_without_attention_and_says_when_there_is_no_vgg(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(1)
     start = FastRealVSR(dataclasses.replace(TINY, hsa="none"))
     save_fastreal(start, tmp_path / "urn.safetensors", {})
     options = ["--steps", "1", "--batch", "1", "--frames", "6", "--crop", "16", "--discriminator-channels", "4"]
     paths = [str(data), str(data), str(tmp_path / "run"), "--start", str(tmp_path / "urn.safetensors")]
-    monkeypatch.setattr(sys, "argv", ["training", "train-sharp", *paths, *options])
-    assert main() == 0
+    assert main(["fastreal_gan", *paths, *options]) == 0
     assert "no --vgg FILE: training without the perceptual loss" in capsys.readouterr().out
     trained = load_fastreal(tmp_path / "run/last.safetensors")
     assert trained.config.hsa == "full"
@@ -506,9 +544,7 @@ def test_stage_2_starts_from_a_network_without_attention_and_says_when_there_is_
     assert 0 < float(change.abs().max()) < 1e-3
 
 
-def test_a_training_for_another_scale_starts_from_everything_but_the_head(
-    sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_for_another_scale_starts_from_everything_but_the_head(sources: Path, tmp_path: Path) -> None:
     build_dataset(sources, tmp_path / "half", dataclasses.replace(DATA, scale=2))
     torch.manual_seed(1)
     start = FastRealVSR(TINY)
@@ -516,8 +552,7 @@ def test_a_training_for_another_scale_starts_from_everything_but_the_head(
     data = str(tmp_path / "half")
     options = ["--scale", "2", "--steps", "1", "--batch", "1", "--frames", "6", "--crop", "16"]
     paths = [data, data, str(tmp_path / "run"), "--start", str(tmp_path / "x4.safetensors")]
-    monkeypatch.setattr(sys, "argv", ["training", "train", *paths, *options])
-    assert main() == 0
+    assert main(["fastreal", *paths, *options]) == 0
     trained = load_fastreal(tmp_path / "run/last.safetensors")
     assert trained.scale == 2
     assert trained.conv_last.weight.shape == (12, 8, 3, 3)
@@ -549,16 +584,103 @@ def test_clean_clips_show_the_same_scenes_and_are_only_downsampled(sources: Path
 
 def test_training_crops_match_their_truth(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no training clips in"):
-        Clips(tmp_path, frames=2, crop=4)
-    folder = tmp_path / "00000"
-    folder.mkdir()
+        Clips(tmp_path, scale=4)
     lr = np.random.default_rng(0).integers(0, 256, (5, 9, 10, 3), dtype=np.uint8)
+    write_clip(tmp_path / "00000", lr)
+    batch = Crops(Clips(tmp_path, scale=4), frames=2, crop=4).batch(np.random.default_rng(1), 3)
+    assert batch.frames.shape == (3, 2, 3, 4, 4)
+    assert torch.equal(batch.truth, batch.frames.repeat_interleave(4, 3).repeat_interleave(4, 4))
+
+
+def write_clip(folder: Path, lr: np.ndarray, scale: int = 4) -> None:
+    """A clip whose truth are its enlarged pixels."""
+    folder.mkdir(parents=True)
     np.save(folder / "lr.npy", lr)
-    np.save(folder / "gt.npy", lr.repeat(4, axis=1).repeat(4, axis=2))
-    (folder / "clip.json").write_text("{}")
-    frames, truth = Clips(tmp_path, frames=2, crop=4).draw(np.random.default_rng(1))
-    assert frames.shape == (2, 3, 4, 4)
-    assert torch.equal(truth, frames.repeat_interleave(4, 2).repeat_interleave(4, 3))
+    np.save(folder / "gt.npy", lr.repeat(scale, axis=1).repeat(scale, axis=2))
+    (folder / "clip.json").write_text(json.dumps({"scale": scale}))
+
+
+def test_clips_of_another_scale_or_too_short_for_a_crop_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clip(tmp_path / "clips/00000", np.zeros((6, 24, 24, 3), np.uint8), scale=2)
+    save_fastreal(FastRealVSR(TINY), tmp_path / "x4.safetensors", {})
+    folder = str(tmp_path / "clips")
+    command = ["fastreal", folder, folder, str(tmp_path / "run"), "--start", str(tmp_path / "x4.safetensors")]
+    assert main([*command, "--steps", "1"]) == 1
+    error = capsys.readouterr().err
+    assert error == f"error: {folder}/00000 was made for scale 2, the network has scale 4; build other clips\n"
+    assert main([*command, "--steps", "1", "--scale", "2", "--frames", "7", "--crop", "16"]) == 1
+    assert "has 6 frames of 24x24; a crop of 7 frames of 16x16 does not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float16", "safetensors"])
+def test_further_targets_are_cropped_and_turned_as_the_truth_is(tmp_path: Path, kind: str) -> None:
+    lr = np.random.default_rng(0).integers(0, 256, (4, 9, 10, 3), dtype=np.uint8)
+    write_clip(tmp_path / "00000", lr)
+    truth = np.load(tmp_path / "00000/gt.npy")
+    with pytest.raises(UserError, match=r"00000 has no teacher-a\.npy or teacher-a\.safetensors"):
+        Clips(tmp_path, scale=4, targets=["teacher-a"])
+    if kind == "safetensors":
+        pictures = torch.from_numpy(truth).to(torch.bfloat16) / 255
+        save_file({"pictures": pictures}, tmp_path / "00000/teacher-a.safetensors")
+    else:
+        pixels = truth if kind == "uint8" else (truth / 255).astype(np.float16)
+        np.save(tmp_path / "00000/teacher-a.npy", pixels)
+    clips = Clips(tmp_path, scale=4, targets=["teacher-a"])
+    batch = Crops(clips, frames=2, crop=4).batch(np.random.default_rng(1), 4)
+    torch.testing.assert_close(batch.targets["teacher-a"], batch.truth, rtol=0, atol=3e-3)
+
+
+def test_validation_clips_of_few_frames_are_judged_by_their_last(sources: Path, data: Path, tmp_path: Path) -> None:
+    build_dataset(sources, tmp_path / "short", dataclasses.replace(DATA, clips=1, frames=4))
+    trained(settings(data, tmp_path / "run", steps=1, validation=tmp_path / "short"))
+    with (tmp_path / "run/log.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert 5 < float(row["psnr"]) < 60
+    assert load_fastreal(tmp_path / "run/best.safetensors").config == TINY
+
+
+def test_exported_weights_say_how_they_were_made(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["training", "fastreal", "clips", "--steps", "1"])
+    (tmp_path / "facts.json").write_text('{"recipe": "test"}')
+    trained(settings(data, tmp_path / "run", steps=1, seed=7, metadata=tmp_path / "facts.json"))
+    with safe_open(tmp_path / "run/last.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["command"] == "python -m vsvsr.training fastreal clips --steps 1"
+    assert (metadata["seed"], metadata["step"], metadata["recipe"]) == ("7", "1", "test")
+    assert float(metadata["validation_psnr"]) > 5
+    (tmp_path / "facts.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"facts\.json is not a JSON object of strings"):
+        trained(settings(data, tmp_path / "other", steps=1, metadata=tmp_path / "facts.json"))
+
+
+def test_groups_of_parameters_have_learning_rates_of_their_own() -> None:
+    slow, fast = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    groups = [{"params": [slow]}, {"params": [fast], "lr": 0.1}]
+    optimiser = Optimiser(groups, learning_rate=0.01, processes=ALONE)
+    # Adam's first step is as long as the learning rate.
+    assert optimiser.step((slow + fast).sum(), 0.5)
+    assert [float(parameter.detach()) for parameter in (slow, fast)] == pytest.approx([-0.005, -0.05])
+    assert not Optimiser([slow], learning_rate=1.0, processes=ALONE, clip=0.5).step((slow * torch.inf).sum())
+    assert float(slow.detach()) == pytest.approx(-0.005)
+
+
+def test_a_log_of_other_columns_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log({"step": "1", "loss": 0.5})
+    folder.log({"step": "2"})
+    with pytest.raises(UserError, match=r"log\.csv has no column kept; give another run folder"):
+        folder.log({"step": "3", "kept": 0.5})
+    assert (tmp_path / "log.csv").read_text().splitlines() == ["step,loss", "1,0.5", "2,"]
+
+
+def test_every_recipe_has_a_command_with_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("build", "fastreal", "fastreal_gan", "light_flow", "mia", "skip", "ultra"):
+        with pytest.raises(SystemExit) as exit_:
+            main([name, "--help"])
+        assert exit_.value.code == 0
+        assert f"usage: python -m vsvsr.training {name}" in capsys.readouterr().out
 
 
 def test_the_perceptual_loss_reads_a_local_file_and_is_zero_for_equal_pictures(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """UltraVSR: the released temporal shift module, the one-step pipeline, and exact bounded-memory inference."""
 
+import csv
 import itertools
 import sys
 from pathlib import Path
@@ -42,15 +43,15 @@ from vsvsr.models.ultra.schedule import alphas_cumprod, clamp_degradation, one_s
 from vsvsr.models.ultra.skips import Skips
 from vsvsr.models.ultra.stream import Pipeline, TiledPipeline
 from vsvsr.models.ultra.tiles import Tiles
-from vsvsr.training.data.clips import Clips
+from vsvsr.training.data.clips import Clips, Crops
+from vsvsr.training.harness import Processes, train
 from vsvsr.training.recipes.ultra import (
-    TemporalCritic,
-    UltraTrainConfig,
-    UltraTrainer,
+    Settings,
+    TemporalDiscriminator,
+    Ultra,
     add_noise,
     distillation_loss,
     predict_clean,
-    train,
 )
 
 DATA = Path(__file__).parent / "data"
@@ -724,9 +725,9 @@ def test_clean_latents_are_found_again_from_their_noise() -> None:
         assert torch.allclose(predict_clean(add_noise(clean, noise, timestep), noise, timestep), clean, atol=1e-4)
 
 
-def test_the_critic_judges_patches_of_a_clip_over_time() -> None:
-    critic = TemporalCritic()
-    convolutions = [module for module in critic.modules() if isinstance(module, torch.nn.Conv3d)]
+def test_the_discriminator_judges_patches_of_a_clip_over_time() -> None:
+    discriminator = TemporalDiscriminator()
+    convolutions = [module for module in discriminator.modules() if isinstance(module, torch.nn.Conv3d)]
     assert [(conv.in_channels, conv.out_channels) for conv in convolutions] == [
         (3, 64),
         (64, 128),
@@ -736,24 +737,41 @@ def test_the_critic_judges_patches_of_a_clip_over_time() -> None:
         (256, 256),
     ]
     assert [torch.nn.utils.parametrize.is_parametrized(conv) for conv in convolutions] == [True] * 5 + [False]
-    opinions = TemporalCritic(8)(torch.rand(1, 3, 6, 64, 96))
-    assert opinions.shape == (1, 32, 6, 1, 2)
+    logits = TemporalDiscriminator(8)(torch.rand(1, 3, 6, 64, 96))
+    assert logits.shape == (1, 32, 6, 1, 2)
+
+
+def crops(folder: Path) -> Crops:
+    """Crops of one clip of noise."""
+    rng = np.random.default_rng(0)
+    (folder / "00000").mkdir(parents=True)
+    np.save(folder / "00000/lr.npy", rng.integers(0, 256, (4, 10, 10, 3), dtype=np.uint8))
+    np.save(folder / "00000/gt.npy", rng.integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
+    (folder / "00000/clip.json").write_text('{"scale": 4}')
+    return Crops(Clips(folder, scale=4), frames=2, crop=8)
+
+
+def recipe(noise: Crops, run: Path, negative: torch.Tensor | None = None, **values: Any) -> Ultra:
+    torch.manual_seed(0)
+    settings = Settings(
+        data=Path(), validation=Path(), run=run, frames=2, crop=8, discriminator_width=4, validation_crops=1, **values
+    )
+    return Ultra(build(TINY), settings, training=noise, validation=noise, prompt=PROMPT, negative=negative)
+
+
+Trained = tuple[Ultra, dict[str, torch.Tensor], list[dict[str, float]], torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def trained() -> tuple[UltraTrainer, dict[str, torch.Tensor], list[dict[str, float]], torch.Tensor]:
-    """A trainer after some steps on one clip with one noise, its first weights, its losses, and the clip's frames."""
-    torch.manual_seed(0)
-    config = UltraTrainConfig(degradation=0.8, learning_rate=2e-3, critic_width=4)
-    trainer = UltraTrainer(build(TINY), config, prompt=PROMPT, negative=-PROMPT)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A recipe after some steps on one clip with one noise, its first weights, its losses, and the clip's frames."""
+    folder = tmp_path_factory.mktemp("ultra")
+    trainer = recipe(crops(folder / "clips"), folder / "run", negative=-PROMPT, learning_rate=2e-3)
     before = {name: value.clone() for name, value in trainer.generator.state_dict().items()}
     frames = torch.rand(3, 3, 8, 8)
     truth = upscale_bicubic(frames).clamp(0, 1)
-    losses = [trainer.step(frames, truth, torch.Generator().manual_seed(0)) for _ in range(12)]
+    losses = [trainer.update(frames, truth, torch.Generator().manual_seed(0)) for _ in range(12)]
     return trainer, before, losses, frames
-
-
-Trained = tuple[UltraTrainer, dict[str, torch.Tensor], list[dict[str, float]], torch.Tensor]
 
 
 def test_training_changes_adapters_first_convolution_and_temporal_shift_alone(trained: Trained) -> None:
@@ -769,9 +787,9 @@ def test_training_changes_adapters_first_convolution_and_temporal_shift_alone(tr
 
 def test_training_fits_a_clip_and_reports_every_loss(trained: Trained) -> None:
     losses = trained[2]
-    assert losses[0].keys() == {"mse", "distillation", "gan", "critic", "fake", "real"}
+    assert losses[0].keys() == {"loss", "mse", "distillation", "gan", "discriminator", "fake", "real"}
     # The other two are played against networks that learn too.
-    for name in ("mse", "critic", "fake", "real"):
+    for name in ("mse", "discriminator", "fake", "real"):
         assert losses[-1][name] < losses[0][name], name
 
 
@@ -788,23 +806,20 @@ def test_the_finished_generator_gives_the_pictures_of_the_trained_one(trained: T
 
 
 def test_interrupted_training_ends_with_the_weights_of_uninterrupted_training(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    (tmp_path / "clips/00000").mkdir(parents=True)
-    np.save(tmp_path / "clips/00000/lr.npy", rng.integers(0, 256, (4, 10, 10, 3), dtype=np.uint8))
-    np.save(tmp_path / "clips/00000/gt.npy", rng.integers(0, 256, (4, 40, 40, 3), dtype=np.uint8))
-    (tmp_path / "clips/00000/clip.json").write_text("{}")
-    clips = Clips(tmp_path / "clips", frames=2, crop=8)
+    noise = crops(tmp_path / "clips")
     results = []
     for parts in ((2,), (1, 2)):
-        folder = tmp_path / str(len(parts))
-        folder.mkdir()
+        run = tmp_path / str(len(parts))
         for steps in parts:
-            torch.manual_seed(0)
-            trainer = UltraTrainer(build(TINY), UltraTrainConfig(critic_width=4), prompt=PROMPT)
-            train(trainer, clips, folder, steps=steps, seed=1)
-        results.append((trainer.finished().state_dict(), (folder / "losses.csv").read_text().splitlines()))
+            trainer = recipe(noise, run, save_minutes=0.0)
+            train(trainer, trainer.settings, steps=steps, processes=Processes(torch.device("cpu")))
+        with (run / "log.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            del row["seconds"], row["lr_pixels_per_second"]
+        results.append((trainer.finished().state_dict(), rows))
     (once, log), (twice, log_of_parts) = results
     assert all(torch.equal(once[name], twice[name]) for name in once)
     assert log == log_of_parts
-    assert log[0] == "step,mse,distillation,gan,critic,fake,real"
-    assert [line.split(",")[0] for line in log[1:]] == ["1", "2"]
+    assert {"step", "loss", "mse", "distillation", "gan", "discriminator", "fake", "real", "psnr"} <= log[0].keys()
+    assert [row["step"] for row in log] == ["1", "2"]

@@ -1,8 +1,13 @@
-"""The critic of stage 2."""
+"""The discriminator of adversarial recipes, and its training."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from vsvsr.training.harness import Optimiser, Processes
 
 
 class UNetDiscriminator(nn.Module):
@@ -39,3 +44,46 @@ class UNetDiscriminator(nn.Module):
         for layer in (self.conv7, self.conv8):
             x = F.leaky_relu(layer(x), 0.2)
         return self.conv9(x)  # type: ignore[no-any-return]
+
+
+class Adversary:
+    """A U-Net discriminator that is trained beside a network: vanilla GAN loss on every frame.
+
+    Args:
+        channels: width of the discriminator.
+        learning_rate: its own, constant.
+        processes: share the gradients.
+        bf16: mixed precision.
+    """
+
+    def __init__(self, channels: int, *, learning_rate: float, processes: Processes, bf16: bool = False) -> None:
+        self.discriminator = UNetDiscriminator(channels).to(processes.device).to(memory_format=torch.channels_last)
+        self._optimiser = Optimiser(self.discriminator.parameters(), learning_rate=learning_rate, processes=processes)
+        self._device, self._bf16 = processes.device, bf16
+
+    def loss(self, pictures: Tensor) -> Tensor:
+        """How surely the discriminator takes pictures ``(n, t, 3, h, w)`` for made ones; no gradient reaches it."""
+        self.discriminator.requires_grad_(False)
+        loss = self._judge(pictures, real=True)
+        self.discriminator.requires_grad_(True)
+        return loss
+
+    def train(self, pictures: Tensor, truth: Tensor) -> dict[str, float]:
+        """One update: the truth is real, the pictures are not."""
+        loss = self._judge(truth, real=True) + self._judge(pictures, real=False)
+        self._optimiser.step(loss)
+        return {"discriminator": float(loss.detach())}
+
+    def _judge(self, pictures: Tensor, *, real: bool) -> Tensor:
+        """Binary cross entropy of the logits for pictures that should be taken for real, or not."""
+        flat = pictures.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            logits = self.discriminator(flat).float()
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"discriminator": self.discriminator.state_dict(), "optimiser": self._optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.discriminator.load_state_dict(state["discriminator"])
+        self._optimiser.load_state_dict(state["optimiser"])

@@ -1,5 +1,6 @@
-"""Losses of both training stages, and the discriminator of the second."""
+"""Losses that several recipes use."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from vsvsr import weights
 from vsvsr.errors import UserError
+from vsvsr.ops import flow_warp
 
 
 def charbonnier(prediction: Tensor, truth: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -22,6 +24,24 @@ def psnr_loss(prediction: Tensor, truth: Tensor) -> Tensor:
     """
     errors = (prediction - truth).square().flatten(1).mean(1)
     return 0.02 * torch.log10(errors + 1e-6).mean()
+
+
+def temporal_consistency(
+    pictures: Tensor, truth: Tensor, flows: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """``loss(e_t, warp(e_{t-1}))`` with ``e = pictures - truth``: errors that come and go cost, those that stay do not.
+
+    Args:
+        pictures: ``(n, t, 3, s h, s w)``, at least two frames.
+        truth: the same shape.
+        flows: into the frame before each frame, ``(n, t, 2, h, w)`` in low-resolution pixels; the first is not used.
+        loss: of two tensors ``(n, t - 1, 3, s h, s w)``.
+    """
+    errors = pictures - truth
+    scale = pictures.shape[-1] // flows.shape[-1]
+    large = scale * F.interpolate(flows[:, 1:].flatten(0, 1), scale_factor=scale, mode="bilinear")
+    before = flow_warp(errors[:, :-1].flatten(0, 1), large, padding="border").view_as(errors[:, 1:])
+    return loss(errors[:, 1:], before)
 
 
 class Perceptual(nn.Module):

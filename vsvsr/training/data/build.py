@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -11,36 +11,39 @@ from vsvsr.errors import UserError
 from vsvsr.training.data.degradation import Degradation, degrade, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources, load_photograph
+from vsvsr.training.settings import Option
 from vsvsr.video.ffmpeg import read_video, video_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """What `build_dataset` makes.
+    """What `build_dataset` makes. Clip ``i`` is a function of the source files, these settings and ``(seed, i)``."""
 
-    Attributes:
-        clips: how many.
-        frames: length of each.
-        size: height and width of the high-resolution frames, multiples of ``4 * scale``.
-        scale: 2 or 4.
-        clean: only downsample, see `vsvsr.training.data.degradation.shrink`, instead of eq. 9.
-        video_share: share of the clips cut from real videos, when there are any.
-        noisy_share: share of the clips that are noisy captures, see `Degradation.draw_noisy`, instead of eq. 9.
-        interlaced_share: share of the clips that have been interlaced before.
-        recompressed_share: share of the clips that are compressed twice.
-        seed: clip ``i`` is a function of the source files, these settings and ``(seed, i)``.
-    """
+    clips: Annotated[int, Option("how many")] = 300
+    frames: Annotated[int, Option("length of each")] = 30
+    size: Annotated[
+        tuple[int, int], Option("height and width of the high-resolution frames, multiples of 4 * scale")
+    ] = (320, 448)
+    scale: Annotated[Literal[2, 4], Option("high-resolution pixels per low-resolution pixel")] = 4
+    clean: Annotated[bool, Option("only downsample (for mia), instead of blur, noise and compression")] = False
+    video_share: Annotated[float, Option("share of the clips cut from real videos, when there are any, 0 to 1")] = 0.5
+    noisy_share: Annotated[float, Option("share of noisy captures, encoded well (tapes, grain, darkness)")] = 0.0
+    interlaced_share: Annotated[float, Option("share of clips of interlaced origin")] = 0.0
+    recompressed_share: Annotated[float, Option("share of clips compressed twice")] = 0.0
+    seed: Annotated[int, Option("of everything random")] = 0
 
-    clips: int
-    frames: int = 30
-    size: tuple[int, int] = (320, 448)
-    scale: int = 4
-    clean: bool = False
-    video_share: float = 0.5
-    noisy_share: float = 0.0
-    interlaced_share: float = 0.0
-    recompressed_share: float = 0.0
-    seed: int = 0
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(DatasetConfig):
+    """Settings of the command."""
+
+    sources: Annotated[Path, Option("folder of photographs and videos, searched recursively", positional=True)]
+    target: Annotated[Path, Option("folder of clips; those that are there already are kept", positional=True)]
+
+
+def run(settings: Settings) -> None:
+    """Build."""
+    build_dataset(settings.sources, settings.target, settings)
 
 
 def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> np.ndarray | None:

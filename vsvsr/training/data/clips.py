@@ -1,15 +1,209 @@
-"""Random crops of degraded clips."""
+"""Degraded clips that `build` wrote, whole or as random crops."""
 
 import hashlib
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import FastRealVSR
+
+MOTION = "motion"
+"""The true flow of synthetic clips, as a name for `Clips`."""
+
+Box = tuple[slice, slice, slice]
+"""Frames, rows and columns of a clip, in low-resolution pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Sequences of equal size.
+
+    Attributes:
+        frames: RGB in [0, 1], ``(n, t, 3, h, w)``.
+        truth: ``(n, t, 3, s h, s w)``.
+        flows: of each frame but the first into the one before, ``(n, t - 1, 2, h, w)`` in low-resolution pixels; zero
+            for clips that were opened without flow.
+        targets: further pictures of the truth's shape, by name.
+    """
+
+    frames: Tensor
+    truth: Tensor
+    flows: Tensor
+    targets: dict[str, Tensor]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on ``device``."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def part(self, time: slice) -> "Batch":
+        """A stretch of frames, of a batch that has a flow for every frame."""
+        return self._map(lambda tensor: tensor[:, time])
+
+    def turn(self, *, mirrored: bool, upside_down: bool, transposed: bool) -> "Batch":
+        """Flips and transposition, together all eight orientations; the flow turns with its pictures."""
+        turned = self
+        if mirrored:
+            turned = turned._flipped(-1, (-1.0, 1.0))
+        if upside_down:
+            turned = turned._flipped(-2, (1.0, -1.0))
+        if transposed:
+            turned = turned._map(lambda tensor: tensor.mT)
+            turned = replace(turned, flows=turned.flows.flip(-3))
+        return turned
+
+    def _flipped(self, side: int, signs: tuple[float, float]) -> "Batch":
+        """Along a dimension, flows multiplied by the signs of their components."""
+        flipped = self._map(lambda tensor: tensor.flip(side))
+        return replace(flipped, flows=flipped.flows * flipped.flows.new_tensor(signs).view(2, 1, 1))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        targets = {name: change(target) for name, target in self.targets.items()}
+        return Batch(frames=change(self.frames), truth=change(self.truth), flows=change(self.flows), targets=targets)
+
+
+class Clips:
+    """The clips below a folder.
+
+    Args:
+        folder: what `build` wrote.
+        scale: of the network that is trained; clips of another scale are refused.
+        flow: name of a file of flows, `MOTION` or what `write_flows` returned; clips without it are left out. None for
+            recipes that need no flow.
+        targets: names of further pictures beside ``gt.npy``, each ``(t, s h, s w, 3)``: ``NAME.npy`` in uint8 or in
+            floats from 0 to 1, or ``NAME.safetensors`` with a tensor ``pictures``.
+
+    Raises:
+        UserError: there are no clips, or one lacks a target or is of another scale.
+    """
+
+    def __init__(self, folder: Path, *, scale: int, flow: str | None = None, targets: Sequence[str] = ()) -> None:
+        self.scale, self.flow, self.targets = scale, flow, tuple(targets)
+        self.folders = find_clips(folder)
+        if flow is not None:
+            self.folders = [clip for clip in self.folders if (clip / f"{flow}.npy").exists()]
+        if not self.folders:
+            what = "training clips" if flow is None else f"clips with {flow}.npy"
+            raise UserError(f"no {what} in {folder}; make some with: python -m vsvsr.training build")
+        for clip in self.folders:
+            made_for = json.loads((clip / "clip.json").read_text()).get("scale")
+            if made_for != scale:
+                raise UserError(
+                    f"{clip} was made for scale {made_for}, the network has scale {scale}; build other clips"
+                )
+            for name in targets:
+                if not any((clip / f"{name}{suffix}").exists() for suffix in (".npy", ".safetensors")):
+                    raise UserError(f"{clip} has no {name}.npy or {name}.safetensors; make it for all clips")
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def shape(self, index: int) -> tuple[int, int, int]:
+        """Frames, height and width of a clip at low resolution."""
+        t, h, w, _ = np.load(self.folders[index] / "lr.npy", mmap_mode="r").shape
+        return t, h, w
+
+    def whole(self, index: int) -> Batch:
+        """A clip uncropped, as one sequence."""
+        t, h, w = self.shape(index)
+        return self.read(index, (slice(0, t), slice(0, h), slice(0, w)))
+
+    def read(self, index: int, box: Box) -> Batch:
+        """A piece of a clip, as one sequence."""
+        clip, (time, *sides) = self.folders[index], box
+        rows, columns = (slice(self.scale * side.start, self.scale * side.stop) for side in sides)
+        large = (time, rows, columns)
+        frames = _pixels(clip, "lr", box)
+        if self.flow is None:
+            flows = frames.new_zeros(1, frames.shape[1] - 1, 2, *frames.shape[-2:])
+        else:
+            flow = np.load(clip / f"{self.flow}.npy", mmap_mode="r")
+            between = (slice(time.start, time.stop - 1), slice(None), *sides)
+            flows = torch.from_numpy(np.array(flow[between])).float()[None]
+        targets = {name: _pixels(clip, name, large) for name in self.targets}
+        return Batch(frames=frames, truth=_pixels(clip, "gt", large), flows=flows, targets=targets)
+
+
+class Crops:
+    """Random crops of clips, flipped and turned at random.
+
+    Args:
+        clips: to crop.
+        frames: length of a crop.
+        crop: height and width of its low-resolution frames.
+
+    Raises:
+        UserError: a clip is shorter or smaller than a crop.
+    """
+
+    def __init__(self, clips: Clips, *, frames: int, crop: int) -> None:
+        self.clips, self.frames, self.crop = clips, frames, crop
+        self._shapes = [clips.shape(index) for index in range(len(clips))]
+        for folder, (t, h, w) in zip(clips.folders, self._shapes, strict=True):
+            if t < frames or min(h, w) < crop:
+                raise UserError(
+                    f"{folder} has {t} frames of {w}x{h}; a crop of {frames} frames of {crop}x{crop} does not fit: "
+                    "give less, or build other clips"
+                )
+
+    def batch(self, rng: np.random.Generator, size: int, *, index: int = 0, count: int = 1) -> Batch:
+        """Random crops, drawn one after the other.
+
+        Args:
+            rng: chooses.
+            size: sequences to draw.
+            index: of the process that asks.
+            count: of processes; each gets every ``count``-th sequence from ``index`` on.
+        """
+        parts = [self._load(*drawn) for drawn in [self._draw(rng) for _ in range(size)][index::count]]
+        frames, truth, flows = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("frames", "truth", "flows")
+        )
+        targets = {name: torch.cat([part.targets[name] for part in parts]) for name in self.clips.targets}
+        return Batch(frames=frames, truth=truth, flows=flows, targets=targets)
+
+    def _draw(self, rng: np.random.Generator) -> tuple[int, Box, tuple[bool, bool, bool]]:
+        """Number of a clip, a piece of it, and how it is turned."""
+        index = int(rng.integers(len(self.clips)))
+        wanted = (self.frames, self.crop, self.crop)
+        starts = [int(rng.integers(0, have - want + 1)) for have, want in zip(self._shapes[index], wanted, strict=True)]
+        first, top, left = (slice(start, start + want) for start, want in zip(starts, wanted, strict=True))
+        mirrored, upside_down, transposed = (bool(rng.random() < 0.5) for _ in range(3))
+        return index, (first, top, left), (mirrored, upside_down, transposed)
+
+    def _load(self, index: int, box: Box, turns: tuple[bool, bool, bool]) -> Batch:
+        mirrored, upside_down, transposed = turns
+        piece = self.clips.read(index, box)
+        return piece.turn(mirrored=mirrored, upside_down=upside_down, transposed=transposed)
+
+
+def find_clips(folder: Path) -> list[Path]:
+    """The finished clips below a folder, sorted."""
+    return sorted(path.parent for path in folder.glob("*/clip.json"))
+
+
+def write_flows(folder: Path, network: FastRealVSR) -> str:
+    """Write the flows that a network computes into the clips that lack them; returns their name for `Clips`."""
+    name = f"flow-{_flow_key(network)}"
+    device = next(network.parameters()).device
+    for clip in find_clips(folder):
+        path = clip / f"{name}.npy"
+        if path.exists():
+            continue
+        frames = torch.from_numpy(np.load(clip / "lr.npy")).to(device).permute(0, 3, 1, 2) / 255
+        with torch.inference_mode():
+            flow = network.flow(frames[1:], frames[:-1])
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.save(file, flow.half().cpu().numpy())
+        partial.replace(path)
+    return name
 
 
 def _flow_key(network: FastRealVSR) -> str:
@@ -20,132 +214,13 @@ def _flow_key(network: FastRealVSR) -> str:
     return digest.hexdigest()[:12]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Crop:
-    """A piece of a clip: first frame, top left corner in low-resolution pixels, flips and transposition."""
-
-    folder: Path
-    first: int
-    top: int
-    left: int
-    mirrored: bool
-    upside_down: bool
-    transposed: bool
-
-    def turn(self, x: Tensor, y: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Flips and transposition of frames, truth and flow."""
-        if self.mirrored:
-            x, y, flow = x.flip(-1), y.flip(-1), flow.flip(-1) * torch.tensor((-1.0, 1.0)).view(1, 2, 1, 1)
-        if self.upside_down:
-            x, y, flow = x.flip(-2), y.flip(-2), flow.flip(-2) * torch.tensor((1.0, -1.0)).view(1, 2, 1, 1)
-        if self.transposed:
-            x, y, flow = x.mT, y.mT, flow.mT.flip(1)
-        return x, y, flow
-
-
-class Dataset:
-    """Random crops of the clips below a folder, with flows computed once by the network that is trained.
-
-    Args:
-        folder: what `build_dataset` wrote.
-        network: its flow estimator is used, and its scale must be the data's.
-        crop: height and width of the low-resolution crops.
-    """
-
-    def __init__(self, folder: Path, network: FastRealVSR, *, crop: int) -> None:
-        self.folders = sorted(path.parent for path in folder.glob("*/clip.json"))
-        if not self.folders:
-            raise UserError(f"no training clips in {folder}; make some with: python -m vsvsr.training build")
-        self.scale, self.crop = network.scale, crop
-        self._flow_name = f"flow-{_flow_key(network)}.npy"
-        for path in self.folders:
-            if not (path / self._flow_name).exists():
-                self._write_flow(path, network)
-
-    def __len__(self) -> int:
-        return len(self.folders)
-
-    def batch(
-        self, rng: np.random.Generator, size: int, frames: int, *, part: tuple[int, int] = (0, 1)
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Random crops: frames ``(n, t, 3, h, w)``, truth ``(n, t, 3, s h, s w)``, flows ``(n, t - 1, 2, h, w)``.
-
-        Args:
-            rng: chooses.
-            size: sequences to choose.
-            frames: length of each.
-            part: ``(i, count)`` returns every ``count``-th of them from the ``i``-th on, the share of one process.
-        """
-        index, count = part
-        crops = [self._draw(rng, frames) for _ in range(size)]
-        items = [self._load(crop, frames) for crop in crops[index::count]]
-        frames_, truth, flow = (torch.stack(parts) for parts in zip(*items, strict=True))
-        return frames_, truth, flow
-
-    def whole(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Clip ``index`` uncropped, as `batch` gives it, one sequence."""
-        folder = self.folders[index]
-        lr, gt = (torch.from_numpy(np.load(folder / name)) for name in ("lr.npy", "gt.npy"))
-        flow = torch.from_numpy(np.load(folder / self._flow_name)).float()
-        return lr.permute(0, 3, 1, 2)[None] / 255, gt.permute(0, 3, 1, 2)[None] / 255, flow[None]
-
-    def _draw(self, rng: np.random.Generator, frames: int) -> _Crop:
-        folder = self.folders[int(rng.integers(len(self)))]
-        length, height, width = np.load(folder / "lr.npy", mmap_mode="r").shape[:3]
-        return _Crop(
-            folder=folder,
-            first=int(rng.integers(0, length - frames + 1)),
-            top=int(rng.integers(0, height - self.crop + 1)),
-            left=int(rng.integers(0, width - self.crop + 1)),
-            mirrored=bool(rng.random() < 0.5),
-            upside_down=bool(rng.random() < 0.5),
-            transposed=bool(rng.random() < 0.5),
-        )
-
-    def _load(self, crop: _Crop, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-        lr, gt, flow = (np.load(crop.folder / name, mmap_mode="r") for name in ("lr.npy", "gt.npy", self._flow_name))
-        time, s, c = slice(crop.first, crop.first + frames), self.scale, self.crop
-        rows, columns = slice(crop.top, crop.top + c), slice(crop.left, crop.left + c)
-        wide = (slice(s * start.start, s * start.stop) for start in (rows, columns))
-        x = torch.from_numpy(np.array(lr[time, rows, columns])).permute(0, 3, 1, 2).float() / 255
-        y = torch.from_numpy(np.array(gt[(time, *wide)])).permute(0, 3, 1, 2).float() / 255
-        f = torch.from_numpy(np.array(flow[time][: frames - 1, :, rows, columns])).float()
-        return crop.turn(x, y, f)
-
-    def _write_flow(self, folder: Path, network: FastRealVSR) -> None:
-        device = next(network.parameters()).device
-        frames = torch.from_numpy(np.load(folder / "lr.npy")).to(device).permute(0, 3, 1, 2) / 255
-        with torch.inference_mode():
-            flow = network.flow(frames[1:], frames[:-1])
-        np.save(folder / self._flow_name, flow.half().cpu().numpy())
-
-
-class Clips:
-    """Random crops of what `build_dataset` wrote, without flow.
-
-    Args:
-        folder: of clips.
-        frames: length of a crop.
-        crop: height and width of its low-resolution frames.
-    """
-
-    def __init__(self, folder: Path, *, frames: int, crop: int) -> None:
-        self.folders = sorted(path.parent for path in folder.glob("*/clip.json"))
-        if not self.folders:
-            raise UserError(f"no training clips in {folder}; make some with: python -m vsvsr.training build")
-        self.frames, self.crop = frames, crop
-
-    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Frames ``(t, 3, crop, crop)`` and truth ``(t, 3, 4 crop, 4 crop)`` in [0, 1]."""
-        folder = self.folders[int(rng.integers(len(self.folders)))]
-        lr, gt = (np.load(folder / name, mmap_mode="r") for name in ("lr.npy", "gt.npy"))
-        spare = (len(lr) - self.frames, lr.shape[1] - self.crop, lr.shape[2] - self.crop)
-        first, top, left = (int(rng.integers(room + 1)) for room in spare)
-
-        def piece(clip: np.ndarray, scale: int) -> Tensor:
-            side = scale * self.crop
-            rows, columns = (slice(scale * start, scale * start + side) for start in (top, left))
-            pixels = np.array(clip[first : first + self.frames, rows, columns])
-            return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-
-        return piece(lr, 1), piece(gt, 4)
+def _pixels(clip: Path, name: str, box: Box) -> Tensor:
+    """Pictures of a clip as floats ``(1, t, 3, h, w)``."""
+    path = clip / f"{name}.npy"
+    if path.exists():
+        pixels = torch.from_numpy(np.array(np.load(path, mmap_mode="r")[box]))
+    else:
+        with safe_open(path.with_suffix(".safetensors"), framework="pt") as file:
+            pixels = file.get_slice("pictures")[box]
+    pictures = pixels.permute(0, 3, 1, 2)[None].float()
+    return pictures / 255 if pixels.dtype == torch.uint8 else pictures

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from vsvsr.training.data.degradation import blur, blur_kernel
 
 Generator = np.random.Generator
 
-_SPEEDS = {"still": 0.0, "slow": 0.5, "medium": 2.0, "fast": 8.0}
+Speed = Literal["still", "slow", "medium", "fast"]
+
+_SPEEDS: dict[Speed, float] = {"still": 0.0, "slow": 0.5, "medium": 2.0, "fast": 8.0}
 """Kinds of shots and their largest pan in low-resolution pixels a frame."""
 
 
@@ -29,6 +32,19 @@ class SyntheticClip:
 
     frames: np.ndarray
     flow: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """What a shot shows.
+
+    Attributes:
+        camera: how fast the camera moves.
+        front: how fast a second layer in front moves; None for no such layer.
+    """
+
+    camera: Speed
+    front: Speed | None = None
 
 
 _SOFTEST = 1.6
@@ -49,9 +65,12 @@ def _smooth_noise(rng: Generator, frames: int, width: float) -> np.ndarray:
     return np.convolve(noise, taps / np.sqrt((taps**2).sum()), mode="valid")
 
 
-def _camera_path(rng: Generator, frames: int, scale: int) -> np.ndarray:
+def _draw_speed(rng: Generator) -> Speed:
+    return list(_SPEEDS)[int(rng.choice(len(_SPEEDS), p=(0.2, 0.35, 0.25, 0.2)))]
+
+
+def _camera_path(rng: Generator, frames: int, scale: int, kind: Speed) -> np.ndarray:
     """Affine maps ``(t, 2, 3)`` from centred output pixels to centred source pixels."""
-    kind = list(_SPEEDS)[int(rng.choice(len(_SPEEDS), p=(0.2, 0.35, 0.25, 0.2)))]
     speed = _SPEEDS[kind] * scale * rng.uniform(0.1, 1.0)
     angle = rng.uniform(0, 2 * np.pi)
     time = np.arange(frames) - frames / 2
@@ -150,14 +169,19 @@ def _blob(rng: Generator, size: tuple[int, int]) -> Tensor:
 
 
 def _shot(
-    photographs: list[np.ndarray], rng: Generator, frames: int, size: tuple[int, int], scale: int
+    photographs: list[np.ndarray], rng: Generator, frames: int, size: tuple[int, int], scale: int, shot: Shot | None
 ) -> tuple[Tensor, Tensor]:
-    path = _camera_path(rng, frames, scale)
+    path = _camera_path(rng, frames, scale, _draw_speed(rng) if shot is None else shot.camera)
     picture = _film(_source(photographs, rng, size), path, size)
     flow = _flow(path, size, scale)
-    if rng.random() < 0.35:
+    front: Speed | None = None
+    if shot is not None:
+        front = shot.front
+    elif rng.random() < 0.35:
+        front = _draw_speed(rng)
+    if front is not None:
         # A second layer in front, on a path of its own: parallax, occlusion, moving objects.
-        front_path = _camera_path(rng, frames, scale)
+        front_path = _camera_path(rng, frames, scale, front)
         shape = _film(_blob(rng, size), front_path, size).clamp(0, 1)
         picture = picture + (_film(_source(photographs, rng, size), front_path, size) - picture) * shape
         covered = F.avg_pool2d(shape[1:], scale) > 0.5
@@ -166,7 +190,13 @@ def _shot(
 
 
 def synthetic_clip(
-    photographs: list[np.ndarray], rng: Generator, *, frames: int, size: tuple[int, int], scale: int
+    photographs: list[np.ndarray],
+    rng: Generator,
+    *,
+    frames: int,
+    size: tuple[int, int],
+    scale: int,
+    shot: Shot | None = None,
 ) -> SyntheticClip:
     """A clip of pans, zooms, turns, hand shake, still shots, a second layer in front, and now and then a cut.
 
@@ -178,10 +208,11 @@ def synthetic_clip(
         frames: length of the clip.
         size: height and width, multiples of ``scale``.
         scale: of the super-resolution; speeds are meant in low-resolution pixels.
+        shot: what the whole clip shows; None draws it, and sometimes a cut.
     """
-    cut = int(rng.integers(5, frames - 5)) if frames > 12 and rng.random() < 0.1 else 0
+    cut = int(rng.integers(5, frames - 5)) if shot is None and frames > 12 and rng.random() < 0.1 else 0
     softness = float(rng.uniform(0.0, _SOFTEST))
-    shots = [_shot(photographs, rng, length, size, scale) for length in (cut, frames - cut) if length]
+    shots = [_shot(photographs, rng, length, size, scale, shot) for length in (cut, frames - cut) if length]
     flow = torch.cat([part for _, shot in shots for part in (shot, torch.zeros(1, *shot.shape[1:]))][:-1])
     picture = torch.cat([picture for picture, _ in shots])
     if softness > _SHARP:

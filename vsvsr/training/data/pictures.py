@@ -12,15 +12,25 @@ _VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
 
 
 def find_sources(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and videos below ``folder``, sorted."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    pictures = [path for path in files if path.suffix.lower() in _PICTURES]
-    videos = [path for path in files if path.suffix.lower() in _VIDEOS]
+    """Pictures and videos below ``folder``, sorted; `UserError` when there are none."""
+    pictures, videos = _files(folder, _PICTURES), _files(folder, _VIDEOS)
     if not pictures and not videos:
         raise UserError(
-            f"no pictures or videos below {folder}; give a folder with jpg, png, mp4, mkv, webm, mov or avi"
+            f"no pictures or videos below {folder}; give a folder with jpg, jpeg, png, mp4, mkv, webm, mov or avi"
         )
     return pictures, videos
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Pictures below ``folder``, sorted; `UserError` when there are none."""
+    pictures = _files(folder, _PICTURES)
+    if not pictures:
+        raise UserError(f"no pictures below {folder}; give a folder with jpg, jpeg or png")
+    return pictures
+
+
+def _files(folder: Path, suffixes: set[str]) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
 
 
 def load_photograph(path: Path, size: tuple[int, int]) -> np.ndarray:

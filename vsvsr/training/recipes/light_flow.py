@@ -1,42 +1,30 @@
-"""Trains the compact size's flow estimator on degraded clips whose motion is known."""
+"""The compact size's flow estimator, on degraded clips whose motion is known."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from vsvsr.errors import UserError
 from vsvsr.models.fastreal.flow import LightFlow
-
-_BATCH, _CROP = 8, 64
-
-
-def _folders(data: Path) -> list[Path]:
-    folders = sorted(path.parent for path in data.glob("*/motion.npy") if (path.parent / "clip.json").exists())
-    if not folders:
-        raise UserError(f"no clips with known motion in {data}; make some with: python -m vsvsr.training build")
-    return folders
+from vsvsr.training.data.clips import MOTION, Clips, Crops
+from vsvsr.training.harness import Optimiser, Processes, Row, Schedule, export_tensors, train
+from vsvsr.training.settings import BatchSettings, Option
 
 
-def _pair(folder: Path, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A random crop of two neighbouring frames ``(3, h, w)`` and the flow between them ``(2, h, w)``."""
-    frames = np.load(folder / "lr.npy", mmap_mode="r")
-    motion = np.load(folder / "motion.npy", mmap_mode="r")
-    t = int(rng.integers(len(motion)))
-    top, left = (int(rng.integers(0, side - _CROP + 1)) for side in frames.shape[1:3])
-    window = (slice(top, top + _CROP), slice(left, left + _CROP))
-    pair = torch.from_numpy(np.array(frames[(slice(t, t + 2), *window)])).permute(0, 3, 1, 2).float() / 255
-    flow = torch.from_numpy(np.array(motion[(t, slice(None), *window)])).float()
-    if rng.random() < 0.5:
-        pair, flow = pair.flip(-1), flow.flip(-1) * torch.tensor((-1.0, 1.0)).view(2, 1, 1)
-    if rng.random() < 0.5:
-        pair, flow = pair.flip(-2), flow.flip(-2) * torch.tensor((1.0, -1.0)).view(2, 1, 1)
-    if rng.random() < 0.5:
-        pair, flow = pair.mT, flow.mT.flip(0)
-    return pair[1], pair[0], flow
+@dataclass(frozen=True, kw_only=True)
+class Settings(BatchSettings):
+    """Settings of this recipe."""
+
+    steps: int = 6000
+    batch: int = 8
+    frames: int = 2
+    crop: int = 64
+    learning_rate: float = 2e-3
+    scale: Annotated[Literal[2, 4], Option("of the clips; the flow does not depend on it")] = 4
 
 
 def _loss(network: LightFlow, reference: Tensor, support: Tensor, truth: Tensor) -> Tensor:
@@ -50,34 +38,76 @@ def _loss(network: LightFlow, reference: Tensor, support: Tensor, truth: Tensor)
 
 
 @torch.inference_mode()
-def end_point_error(network: torch.nn.Module, data: Path) -> tuple[float, float]:
+def end_point_error(network: nn.Module, clips: Clips) -> tuple[float, float]:
     """Mean length of the flow's error and of the flow itself, in low-resolution pixels."""
     errors, lengths = [], []
-    for folder in _folders(data):
-        frames = torch.from_numpy(np.load(folder / "lr.npy")).permute(0, 3, 1, 2) / 255
-        truth = torch.from_numpy(np.load(folder / "motion.npy")).float()
+    for index in range(len(clips)):
+        clip = clips.whole(index)
+        frames, truth = clip.frames[0], clip.flows[0]
         errors.append(float((network(frames[1:], frames[:-1]) - truth).norm(dim=1).mean()))
         lengths.append(float(truth.norm(dim=1).mean()))
     return float(np.mean(errors)), float(np.mean(lengths))
 
 
-def train_flow(data: Path, validation: Path, target: Path, *, steps: int, seed: int) -> None:
-    """Train `LightFlow` and write its weights to ``target``."""
-    torch.manual_seed(seed)
-    folders = _folders(data)
-    network = LightFlow().to(memory_format=torch.channels_last)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=2e-3, total_steps=steps, pct_start=0.1)
-    for step in range(steps):
-        rng = np.random.default_rng((seed, step))
-        items = [_pair(folders[int(rng.integers(len(folders)))], rng) for _ in range(_BATCH)]
-        loss = _loss(network, *(torch.stack(parts) for parts in zip(*items, strict=True)))
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            error, length = end_point_error(network, validation)
-            print(f"step {step + 1}, end-point error {error:.3f} of {length:.3f} pixels", flush=True)
-            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, target)
+class FlowTraining:
+    """A `LightFlow`, as a recipe for `vsvsr.training.harness.train`.
+
+    Args:
+        settings: of the run.
+        training: crops with their motion.
+        validation: clips with their motion.
+        processes: share each batch.
+    """
+
+    phase = "last"
+    best_by = None
+
+    def __init__(self, settings: Settings, *, training: Crops, validation: Clips, processes: Processes) -> None:
+        processes.check_batch(settings.batch)
+        torch.manual_seed(settings.seed)
+        self.network = LightFlow().to(processes.device).to(memory_format=torch.channels_last)
+        self._settings, self._processes = settings, processes
+        self._training, self._validation = training, validation
+        self._optimiser = Optimiser(
+            self.network.parameters(), learning_rate=settings.learning_rate, processes=processes, clip=1.0
+        )
+        self._schedule = Schedule(steps=settings.steps, warmup=max(settings.steps // 10, 1))
+
+    @property
+    def pixels(self) -> int:
+        return self._settings.batch * self._settings.frames * self._settings.crop**2
+
+    def step(self, step: int) -> dict[str, float]:
+        rng = np.random.default_rng((self._settings.seed, step))
+        processes = self._processes
+        batch = self._training.batch(rng, self._settings.batch, index=processes.index, count=processes.count)
+        batch = batch.to(processes.device)
+        frames, before = (batch.frames[:, stretch].flatten(0, 1) for stretch in (slice(1, None), slice(0, -1)))
+        loss = _loss(self.network, frames, before, batch.flows.flatten(0, 1))
+        self._optimiser.step(loss, self._schedule.share(step))
+        return {"loss": float(loss.detach()), "learning_rate": self._optimiser.learning_rate}
+
+    def validate(self, sample: Path) -> Row:
+        error, length = end_point_error(self.network, self._validation)
+        return {"end_point_error": error, "motion": length}
+
+    def export(self, path: Path, metadata: dict[str, str]) -> None:
+        export_tensors(path, self.network.state_dict(), metadata)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimiser": self._optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._optimiser.load_state_dict(state["optimiser"])
+
+
+def run(settings: Settings) -> None:
+    """Train."""
+    processes = Processes.launched()
+    training, validation = (
+        Clips(folder, scale=settings.scale, flow=MOTION) for folder in (settings.data, settings.validation)
+    )
+    crops = Crops(training, frames=settings.frames, crop=settings.crop)
+    recipe = FlowTraining(settings, training=crops, validation=validation, processes=processes)
+    train(recipe, settings, steps=settings.steps, processes=processes)

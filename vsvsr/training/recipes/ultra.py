@@ -1,67 +1,65 @@
 """UltraVSR: a one-step generator trained with pixel, perceptual, temporal GAN and joint distillation losses.
 
-``python -m vsvsr.training.recipes.ultra DATA VALIDATION RUN`` trains the tiny configuration from nothing on the clips
-of ``python -m vsvsr.training build``: autoencoder, denoiser, then the generator. What is finished lies in ``RUN``, and
-the same command carries on from there.
+Trains the tiny configuration from nothing: autoencoder, denoiser, then the generator. What is finished lies in the run
+folder, and the same command carries on from there.
 """
 
-import argparse
 import copy
-import csv
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsvsr.errors import UserError
+from vsvsr.evaluation.metrics import psnr
 from vsvsr.models.ultra import TINY, UltraVSR, build
 from vsvsr.models.ultra.files import save_compact
 from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.network import run_whole, upscale_bicubic
 from vsvsr.models.ultra.schedule import STEPS, alphas_cumprod, clamp_degradation, one_step, timestep_of
-from vsvsr.training.data.clips import Clips
+from vsvsr.training.data.clips import Clips, Crops
+from vsvsr.training.harness import Optimiser, Processes, Row, RunFolder, minimise, train
 from vsvsr.training.losses import Perceptual
+from vsvsr.training.settings import CropValidationSettings, Option
+
+_SCALE = 4
+_ALONE = Processes(torch.device("cpu"))
+"""The tiny configuration is trained by one process on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class UltraTrainConfig:
-    """Settings of the generator's training.
+class Settings(CropValidationSettings):
+    """Settings of this recipe; ``steps`` are those of the generator."""
 
-    Attributes:
-        degradation: d of the training clips.
-        rank: of the adapters.
-        learning_rate: of every optimiser.
-        mse: weight of the pixel loss.
-        perceptual: weight of the perceptual loss.
-        distillation: weight of the spatio-temporal joint distillation.
-        consistency: weight of its temporal part.
-        gan: weight of the temporal critic's opinion.
-        guidance: classifier-free guidance of the real regulariser, where a negative prompt is given.
-        critic_width: channels of the critic's first layer.
-    """
-
-    degradation: float = 0.5
-    rank: int = 4
-    learning_rate: float = 5e-5
-    mse: float = 1.0
-    perceptual: float = 2.0
-    distillation: float = 1.0
-    consistency: float = 0.5
-    gan: float = 0.1
-    guidance: float = 7.5
-    critic_width: int = 64
+    autoencoder_steps: Annotated[int, Option("batches for the autoencoder")] = 2500
+    denoiser_steps: Annotated[int, Option("batches for the denoiser")] = 2000
+    steps: int = 400
+    frames: int = 6
+    crop: int = 32
+    learning_rate: float = 1e-3
+    degradation: Annotated[float, Option("d of the training clips, 0 (ruined) to 1 (clean)")] = 0.8
+    rank: Annotated[int, Option("of the adapters")] = 4
+    mse: Annotated[float, Option("weight of the pixel loss")] = 1.0
+    vgg: Annotated[Path | None, Option("torchvision's vgg19 file, for the perceptual loss; left out without")] = None
+    perceptual: Annotated[float, Option("weight of the perceptual loss")] = 2.0
+    distillation: Annotated[float, Option("weight of the spatio-temporal joint distillation")] = 1.0
+    consistency: Annotated[float, Option("weight of its temporal part")] = 0.5
+    gan: Annotated[float, Option("weight of the adversarial loss")] = 0.1
+    guidance: Annotated[float, Option("classifier-free guidance of the real regulariser, with a negative prompt")] = 7.5
+    discriminator_width: Annotated[int, Option("channels of the discriminator's first layer")] = 16
 
 
-class TemporalCritic(nn.Module):
-    """Temporal patch critic: six 3D convolutions 3x5x5 with stride 1x2x2, spectral norm on all but the last.
+class TemporalDiscriminator(nn.Module):
+    """Temporal patch discriminator: six 3D convolutions 3x5x5 with stride 1x2x2, spectral norm on all but the last.
 
-    Clips ``(n, 3, t, h, w)`` in [-1, 1] to opinions ``(n, 4 * width, t', h', w')``; high means real.
+    Clips ``(n, 3, t, h, w)`` in [-1, 1] to logits ``(n, 4 * width, t', h', w')``; high means real.
     """
 
     def __init__(self, width: int = 64) -> None:
@@ -124,49 +122,73 @@ def denoising_loss(network: UltraVSR, latents: Tensor, prompt: Tensor, rng: torc
     return F.mse_loss(estimate, noise)
 
 
-class UltraTrainer:
-    """Trains a generator against two temporally regularised UNets and a temporal critic.
+class Ultra:
+    """A generator against two temporally regularised UNets and a temporal discriminator, as a recipe.
 
     Trainable are the generator's adapters, first convolution and temporal shift modules; the real regulariser's
-    temporal shift modules; the fake one's adapters and temporal shift modules; the critic.
+    temporal shift modules; the fake one's adapters and temporal shift modules; the discriminator. One process.
 
     Args:
         base: UNet and autoencoder that the generator starts from; becomes the real regulariser.
-        config: settings.
+        settings: of the run.
+        training: crops to learn from.
+        validation: crops to judge by.
         prompt: text embedding of the clips, ``(1, tokens, width)``.
         negative: text embedding of what the pictures shall not be, for guidance.
         perceptual: perceptual loss, None to go without.
     """
 
+    phase = "last"
+    best_by = None
+
     def __init__(
         self,
         base: UltraVSR,
-        config: UltraTrainConfig,
+        settings: Settings,
         *,
+        training: Crops,
+        validation: Crops,
         prompt: Tensor,
         negative: Tensor | None = None,
         perceptual: Perceptual | None = None,
     ) -> None:
-        self.config, self.prompt, self.negative, self.perceptual = config, prompt, negative, perceptual
-        self.degradation = clamp_degradation(config.degradation)
+        self.settings, self.prompt, self.negative, self.perceptual = settings, prompt, negative, perceptual
+        self._training, self._validation = training, validation
+        self.degradation = clamp_degradation(settings.degradation)
         base.requires_grad_(False)
         self.generator, self.fake, self.real = copy.deepcopy(base), copy.deepcopy(base), base
-        add_adapters(self.generator.unet, unet_targets(self.generator.unet), config.rank)
-        add_adapters(self.generator.vae, vae_targets(self.generator.vae), config.rank)
-        add_adapters(self.fake.unet, unet_targets(self.fake.unet), config.rank)
+        add_adapters(self.generator.unet, unet_targets(self.generator.unet), settings.rank)
+        add_adapters(self.generator.vae, vae_targets(self.generator.vae), settings.rank)
+        add_adapters(self.fake.unet, unet_targets(self.fake.unet), settings.rank)
         self.generator.unet.conv_in.base_layer.requires_grad_(True)
         for network in (self.generator, self.fake, self.real):
             network.unet_down_rts.requires_grad_(True)
             network.unet_up_rts.requires_grad_(True)
         self.generator.decoder_up_rts.requires_grad_(True)
-        self.critic = TemporalCritic(config.critic_width)
-        self._trained = {"generator": self.generator, "fake": self.fake, "real": self.real, "critic": self.critic}
+        self.discriminator = TemporalDiscriminator(settings.discriminator_width)
+        self._trained = {
+            "generator": self.generator,
+            "fake": self.fake,
+            "real": self.real,
+            "discriminator": self.discriminator,
+        }
         self._optimisers = {
-            name: torch.optim.Adam(
-                [p for p in module.parameters() if p.requires_grad], lr=config.learning_rate, betas=(0.9, 0.99)
+            name: Optimiser(
+                [parameter for parameter in module.parameters() if parameter.requires_grad],
+                learning_rate=settings.learning_rate,
+                processes=_ALONE,
             )
             for name, module in self._trained.items()
         }
+
+    @property
+    def pixels(self) -> int:
+        return self.settings.frames * self.settings.crop**2
+
+    def step(self, step: int) -> dict[str, float]:
+        batch = self._training.batch(np.random.default_rng((self.settings.seed, step)), 1)
+        noise = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step)
+        return self.update(batch.frames[0], batch.truth[0], noise)
 
     def generate(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and pictures in [-1, 1] of a clip ``(t, 3, h, w)`` in [0, 1]; sides multiples of 2."""
@@ -175,7 +197,7 @@ class UltraTrainer:
         latents = one_step(latents, noise, self.degradation)
         return latents, run_whole(self.generator.decoder_steps(), latents)
 
-    def step(self, frames: Tensor, truth: Tensor, rng: torch.Generator) -> dict[str, float]:
+    def update(self, frames: Tensor, truth: Tensor, rng: torch.Generator) -> dict[str, float]:
         """One update of all networks.
 
         Args:
@@ -184,7 +206,7 @@ class UltraTrainer:
             rng: of noise and time steps.
 
         Returns:
-            The losses by name, unweighted.
+            The losses by name, unweighted; ``loss`` is the generator's weighted sum.
         """
         latents, pictures = self.generate(frames)
         target = truth * 2.0 - 1.0
@@ -192,21 +214,23 @@ class UltraTrainer:
         losses = {
             "mse": F.mse_loss(pictures, target),
             "distillation": self._distillation(latents, rng),
-            "gan": -self.critic(fake).mean(),
+            "gan": -self.discriminator(fake).mean(),
         }
         if self.perceptual is not None:
             losses["perceptual"] = self.perceptual((pictures + 1.0) / 2.0, truth)
-        weighted = sum((getattr(self.config, name) * loss for name, loss in losses.items()), latents.new_zeros(()))
-        self._update("generator", weighted)
-        losses["critic"] = F.relu(1.0 - self.critic(real)).mean() + F.relu(1.0 + self.critic(fake.detach())).mean()
-        self._update("critic", losses["critic"])
+        weighted = sum((getattr(self.settings, name) * loss for name, loss in losses.items()), latents.new_zeros(()))
+        self._optimisers["generator"].step(weighted)
+        losses["discriminator"] = (
+            F.relu(1.0 - self.discriminator(real)).mean() + F.relu(1.0 + self.discriminator(fake.detach())).mean()
+        )
+        self._optimisers["discriminator"].step(losses["discriminator"])
         losses["fake"] = denoising_loss(self.fake, latents.detach(), self.prompt, rng)
-        self._update("fake", losses["fake"])
+        self._optimisers["fake"].step(losses["fake"])
         with torch.no_grad():
             clean = self.real.encode(truth)
         losses["real"] = denoising_loss(self.real, clean, self.prompt, rng)
-        self._update("real", losses["real"])
-        return {name: float(loss.detach()) for name, loss in losses.items()}
+        self._optimisers["real"].step(losses["real"])
+        return {"loss": float(weighted.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
 
     def _distillation(self, latents: Tensor, rng: torch.Generator) -> Tensor:
         timestep = int(torch.randint(20, STEPS - 20, (), generator=rng))
@@ -215,30 +239,30 @@ class UltraTrainer:
             real = self._estimate(self.real, noisy, timestep, self.prompt)
             if self.negative is not None:
                 avoided = self._estimate(self.real, noisy, timestep, self.negative)
-                real = avoided + self.config.guidance * (real - avoided)
+                real = avoided + self.settings.guidance * (real - avoided)
             fake = self._estimate(self.fake, noisy, timestep, self.prompt)
         clean_real, clean_fake = (predict_clean(noisy, noise, timestep) for noise in (real, fake))
-        return distillation_loss(latents, clean_real, clean_fake, self.config.consistency)
+        return distillation_loss(latents, clean_real, clean_fake, self.settings.consistency)
 
     @staticmethod
     def _estimate(network: UltraVSR, noisy: Tensor, timestep: int, prompt: Tensor) -> Tensor:
         return run_whole(network.unet_steps(timestep, prompt), noisy)
 
-    def _update(self, name: str, loss: Tensor) -> None:
-        optimiser = self._optimisers[name]
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+    def validate(self, sample: Path) -> Row:
+        return {**validate(self, self._validation, self.settings.validation_crops)}
+
+    def export(self, path: Path, metadata: dict[str, str]) -> None:
+        scaling = self.generator.vae.config.scaling_factor
+        config = replace(TINY, vae={**TINY.vae, "scaling_factor": scaling}, degradation=self.settings.degradation)
+        save_compact(self.finished(), config, path, metadata)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes."""
         return {
             name: {"module": module.state_dict(), "optimiser": self._optimisers[name].state_dict()}
             for name, module in self._trained.items()
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Carry on from a :meth:`state_dict`."""
         for name, module in self._trained.items():
             module.load_state_dict(state[name]["module"])
             self._optimisers[name].load_state_dict(state[name]["optimiser"])
@@ -256,107 +280,62 @@ def _as_clip(frames: Tensor) -> Tensor:
     return frames.transpose(0, 1)[None]
 
 
-def _fit(
-    parameters: Iterable[nn.Parameter], loss_of: Callable[[], Tensor], *, steps: int, learning_rate: float
-) -> list[float]:
-    """Minimise; a cosine takes the learning rate to a hundredth. Returns the losses."""
-    optimiser = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps, learning_rate / 100)
-    losses = []
-    for _ in range(steps):
-        loss = loss_of()
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-def train_autoencoder(network: UltraVSR, clips: Clips, *, steps: int, learning_rate: float = 2e-3) -> list[float]:
+def train_autoencoder(network: UltraVSR, crops: Crops, *, steps: int, learning_rate: float = 2e-3) -> list[float]:
     """Train the autoencoder of a network of our own on clean frames, L1; its latents get unit variance by scaling."""
     rng = np.random.default_rng(1)
 
     def loss() -> Tensor:
-        truth = clips.draw(rng)[1]
+        truth = crops.batch(rng, 1).truth[0]
         latents = network.encode(truth)
         # Keeps the scale of the latents from drifting.
         decay = 1e-3 * latents.square().mean()
         return F.l1_loss(run_whole(network.decoder_steps(), latents), truth * 2.0 - 1.0) + decay
 
-    losses = _fit(network.vae.parameters(), loss, steps=steps, learning_rate=learning_rate)
+    losses = minimise(network.vae.parameters(), loss, steps=steps, learning_rate=learning_rate)
     with torch.no_grad():
-        deviation = torch.cat([network.encode(clips.draw(rng)[1]) for _ in range(8)]).std()
+        deviation = torch.cat([network.encode(crops.batch(rng, 1).truth[0]) for _ in range(8)]).std()
     network.vae.register_to_config(scaling_factor=float(network.vae.config.scaling_factor / deviation))
     return losses
 
 
 def train_denoiser(
-    network: UltraVSR, clips: Clips, prompt: Tensor, *, steps: int, learning_rate: float = 2e-3
+    network: UltraVSR, crops: Crops, prompt: Tensor, *, steps: int, learning_rate: float = 2e-3
 ) -> list[float]:
     """Train UNet and temporal shift of a network of our own to denoise the latents of clean clips."""
     rng, noise = np.random.default_rng(2), torch.Generator().manual_seed(2)
     with torch.no_grad():
-        latents = [network.encode(clips.draw(rng)[1]) for _ in range(min(steps, 200))]
+        latents = [network.encode(crops.batch(rng, 1).truth[0]) for _ in range(min(steps, 200))]
 
     def loss() -> Tensor:
         return denoising_loss(network, latents[int(rng.integers(len(latents)))], prompt, noise)
 
     parts = (network.unet, network.unet_down_rts, network.unet_up_rts)
     parameters = [parameter for part in parts for parameter in part.parameters()]
-    return _fit(parameters, loss, steps=steps, learning_rate=learning_rate)
-
-
-def train(trainer: UltraTrainer, clips: Clips, folder: Path, *, steps: int, seed: int, save_every: int = 50) -> None:
-    """Train up to step ``steps``; the state in ``folder``, written every few steps, is carried on from.
-
-    A step is a function of the state, the seed and its number, so an interrupted run ends with the same weights as an
-    uninterrupted one. The losses of every step are in ``losses.csv``.
-    """
-    saved, log = folder / "state.pt", folder / "losses.csv"
-    done = 0
-    if saved.exists():
-        state = torch.load(saved, weights_only=True)
-        trainer.load_state_dict(state["trainer"])
-        done = state["step"]
-    rows: list[dict[str, float]] = []
-    for step in range(done + 1, steps + 1):
-        frames, truth = clips.draw(np.random.default_rng((seed, step)))
-        losses = trainer.step(frames, truth, torch.Generator().manual_seed(1_000_003 * seed + step))
-        rows.append({"step": step, **losses})
-        if step % save_every == 0 or step == steps:
-            _save({"trainer": trainer.state_dict(), "step": step}, saved)
-            with log.open("a", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                if not file.tell():
-                    writer.writeheader()
-                writer.writerows(rows)
-            print(step, *(f"{name} {np.mean([row[name] for row in rows]):.4f}" for name in losses), flush=True)
-            rows.clear()
+    return minimise(parameters, loss, steps=steps, learning_rate=learning_rate)
 
 
 @torch.no_grad()
-def validate(trainer: UltraTrainer, clips: Clips, count: int = 12) -> dict[str, float]:
+def validate(recipe: Ultra, crops: Crops, count: int) -> dict[str, float]:
     """Means over crops of the pictures before the colour fix.
 
     Returns:
         PSNR in dB of pictures and of bicubic enlargement (``psnr``, ``psnr_bicubic``), mean frame-to-frame difference
-        of pictures, bicubic enlargement and truth (``change``, ``change_bicubic``, ``change_truth``), and by how much
-        the error changes from frame to frame (``unsteady``, ``unsteady_bicubic``).
+        of pictures, bicubic enlargement and truth (``change``, ``change_bicubic``, ``change_truth``), and the mean
+        frame-to-frame change of the error (``flicker``, ``flicker_bicubic``).
     """
     rng = np.random.default_rng(3)
     rows = []
     for _ in range(count):
-        frames, truth = clips.draw(rng)
+        crop = crops.batch(rng, 1)
+        frames, truth = crop.frames[0], crop.truth[0]
         pictures, bicubic = (
-            enlarged.clamp(0.0, 1.0)
-            for enlarged in ((trainer.generate(frames)[1] + 1.0) / 2.0, upscale_bicubic(frames))
+            enlarged.clamp(0.0, 1.0) for enlarged in ((recipe.generate(frames)[1] + 1.0) / 2.0, upscale_bicubic(frames))
         )
         row = {"change_truth": _change(truth)}
         for suffix, clip in (("", pictures), ("_bicubic", bicubic)):
-            row["psnr" + suffix] = -10.0 * float(F.mse_loss(clip, truth).log10())
+            row["psnr" + suffix] = float(psnr(*(255 * part.flatten(0, 1)[None] for part in (clip, truth))))
             row["change" + suffix] = _change(clip)
-            row["unsteady" + suffix] = _change(clip - truth)
+            row["flicker" + suffix] = _change(clip - truth)
         rows.append(row)
     return {name: float(np.mean([row[name] for row in rows])) for name in sorted(rows[0])}
 
@@ -365,93 +344,37 @@ def _change(clip: Tensor) -> float:
     return float(clip.diff(dim=0).abs().mean())
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
-    """Write in one move."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)
-
-
-def _prepare(base: UltraVSR, folder: Path, stages: Mapping[str, Callable[[], list[float]]]) -> None:
-    """Run the stages of training that ``folder`` does not have yet, one after the other, on ``base``."""
+def _prepare(base: UltraVSR, folder: RunFolder, stages: Mapping[str, Callable[[], list[float]]]) -> None:
+    """Run the stages that the folder does not have yet, one after the other, on ``base``."""
     for name, stage in stages.items():
-        path = folder / f"{name}.pt"
-        if path.exists():
-            state = torch.load(path, weights_only=True)
+        state = folder.load(_ALONE.device, name)
+        if state is not None:
             base.load_state_dict(state["network"])
             base.vae.register_to_config(scaling_factor=state["scaling_factor"])
             continue
         begin = time.monotonic()
         losses = stage()
-        _save({"network": base.state_dict(), "scaling_factor": base.vae.config.scaling_factor}, path)
+        folder.save({"network": base.state_dict(), "scaling_factor": base.vae.config.scaling_factor}, name)
         tenth = max(len(losses) // 10, 1)
         change = f"{np.mean(losses[:tenth]):.4f} to {np.mean(losses[-tenth:]):.4f}"
         print(f"{name}: {len(losses)} steps in {time.monotonic() - begin:.0f} s, loss {change}", flush=True)
 
 
-def _train_tiny(arguments: argparse.Namespace) -> None:
-    torch.manual_seed(arguments.seed)
-    folder: Path = arguments.run
-    folder.mkdir(parents=True, exist_ok=True)
-    clips = Clips(arguments.data, frames=arguments.frames, crop=arguments.crop)
-    validation = Clips(arguments.validation, frames=8, crop=32)
+def run(settings: Settings) -> None:
+    """Train the tiny configuration."""
+    if Processes.launched().count > 1:
+        raise UserError("the recipe ultra trains on one process; start it without accelerate launch")
+    torch.manual_seed(settings.seed)
+    training = Crops(Clips(settings.data, scale=_SCALE), frames=settings.frames, crop=settings.crop)
+    validation = Crops(Clips(settings.validation, scale=_SCALE), frames=8, crop=32)
     prompt = torch.zeros(1, 77, int(TINY.unet["cross_attention_dim"]))
     base = build(TINY)
-    _prepare(
-        base,
-        folder,
-        {
-            "autoencoder": lambda: train_autoencoder(base, clips, steps=arguments.autoencoder_steps),
-            "denoiser": lambda: train_denoiser(base, clips, prompt, steps=arguments.denoiser_steps),
-        },
-    )
-    config = UltraTrainConfig(
-        degradation=arguments.degradation,
-        learning_rate=arguments.learning_rate,
-        distillation=arguments.distillation,
-        gan=arguments.gan,
-        critic_width=16,
-    )
-    perceptual = Perceptual(arguments.vgg) if arguments.vgg is not None else None
-    torch.manual_seed(arguments.seed)
-    trainer = UltraTrainer(base, config, prompt=prompt, perceptual=perceptual)
-    print("before:", _listed(validate(trainer, validation)), flush=True)
-    train(trainer, clips, folder, steps=arguments.steps, seed=arguments.seed)
-    result = validate(trainer, validation)
-    print("after:", _listed(result))
-    settings = {**TINY.vae, "scaling_factor": trainer.generator.vae.config.scaling_factor}
-    metadata = {name: f"{value:.4f}" for name, value in result.items()}
-    save_compact(
-        trainer.finished(),
-        replace(TINY, vae=settings, degradation=config.degradation),
-        folder / "last.safetensors",
-        metadata,
-    )
-
-
-def _listed(numbers: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="clips made by: python -m vsvsr.training build")
-    parser.add_argument("validation", type=Path, help="another one, of photographs that are not trained on")
-    parser.add_argument("run", type=Path, help="folder of the results; what is finished in it is not done again")
-    parser.add_argument("--frames", type=int, default=6)
-    parser.add_argument("--crop", type=int, default=32, help="side of the low-resolution crops")
-    parser.add_argument("--autoencoder-steps", type=int, default=2500)
-    parser.add_argument("--denoiser-steps", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--degradation", type=float, default=0.8)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--distillation", type=float, default=1.0)
-    parser.add_argument("--gan", type=float, default=0.1)
-    parser.add_argument("--vgg", type=Path, help="torchvision's vgg19 file, for the perceptual loss")
-    parser.add_argument("--seed", type=int, default=0)
-    _train_tiny(parser.parse_args())
-
-
-if __name__ == "__main__":
-    main()
+    stages = {
+        "autoencoder": lambda: train_autoencoder(base, training, steps=settings.autoencoder_steps),
+        "denoiser": lambda: train_denoiser(base, training, prompt, steps=settings.denoiser_steps),
+    }
+    _prepare(base, RunFolder(settings.run), stages)
+    perceptual = None if settings.vgg is None else Perceptual(settings.vgg)
+    torch.manual_seed(settings.seed)
+    recipe = Ultra(base, settings, training=training, validation=validation, prompt=prompt, perceptual=perceptual)
+    train(recipe, settings, steps=settings.steps, processes=_ALONE)

@@ -1,0 +1,114 @@
+"""Settings as dataclasses, from which the command line is generated: one declaration for each option."""
+
+import argparse
+import dataclasses
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Option:
+    """What the command line says of a field ``some_name``: ``--some-name``, which must be given if it has no default.
+
+    A subclass can give another default to the bare field, and keeps what its base declares.
+
+    Attributes:
+        help: a phrase.
+        positional: taken by its place instead.
+    """
+
+    help: str
+    positional: bool = False
+
+
+class Settings(Protocol):
+    """Any dataclass whose fields are annotated with an `Option`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
+    """An argument of ``parser`` for each field of the dataclass ``kind``."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        option = _option(kind, field.name)
+        if option.positional:
+            parser.add_argument(field.name, type=hints[field.name], help=option.help)
+            continue
+        shown = not any(field.default is silent for silent in (MISSING, None, False))
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            help=option.help + (" (default: %(default)s)" if shown else ""),
+            **_form(hints[field.name]),
+            **({"required": True} if field.default is MISSING else {"default": field.default}),
+        )
+
+
+def read_options[T: Settings](kind: type[T], arguments: argparse.Namespace) -> T:
+    """Settings of what a parser with `add_options` has read."""
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _option(kind: type, name: str) -> Option:
+    """Declaration of the field by the nearest class that has one."""
+    for base in kind.__mro__:
+        annotation = get_type_hints(base, include_extras=True).get(name) if name in base.__annotations__ else None
+        for part in get_args(annotation):
+            if isinstance(part, Option):
+                return part
+    raise TypeError(f"{kind.__name__}.{name} has no Option")
+
+
+def _form(hint: Any) -> dict[str, Any]:
+    """Arguments of ``add_argument`` for values of a type."""
+    if type(None) in get_args(hint):
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is Literal:
+        return {"choices": get_args(hint), "type": type(get_args(hint)[0])}
+    if get_origin(hint) is tuple:
+        parts = get_args(hint)
+        return {"type": parts[0], "nargs": "*" if parts[-1] is Ellipsis else len(parts)}
+    return {"action": "store_true"} if hint is bool else {"type": hint}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What every recipe with a run folder has."""
+
+    data: Annotated[Path, Option("folder of clips that build made", positional=True)]
+    validation: Annotated[Path, Option("another one, of sources that are not trained on", positional=True)]
+    run: Annotated[
+        Path,
+        Option("folder of checkpoint, weights and log; the same command resumes", positional=True),
+    ]
+    steps: Annotated[int, Option("batches to train on")]
+    frames: Annotated[int, Option("length of a sequence")] = 30
+    crop: Annotated[int, Option("height and width of the low-resolution crops")] = 48
+    learning_rate: Annotated[float, Option("at its highest")] = 1e-3
+    seed: Annotated[int, Option("of everything random")] = 0
+    save_minutes: Annotated[float, Option("time between checkpoints, each with validation and a row of the log")] = 5.0
+    metadata: Annotated[Path | None, Option("JSON object of strings for the exported files")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropValidationSettings(RunSettings):
+    """What recipes have that are judged by crops."""
+
+    validation_crops: Annotated[int, Option("crops to judge by")] = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(RunSettings):
+    """What recipes have that several processes can share."""
+
+    batch: Annotated[int, Option("sequences in a batch, on all devices together")] = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragedSettings(BatchSettings):
+    """What recipes with averaged weights and mixed precision have."""
+
+    ema: Annotated[float, Option("decay of the averaged weights, which are what is validated and exported")] = 0.999
+    bf16: Annotated[bool, Option("mixed precision: convolutions in bfloat16; weights and losses in fp32")] = False
