@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import vapoursynth as vs
 
-from tests.cases import CASES, Make, maker
+from tests.cases import CASES, Make, WeightsOf, maker
 from vsvsr.errors import UserError
 from vsvsr.filters.arguments import LARGEST_INTEGER, Argument
 from vsvsr.filters.registry import FILTERS
@@ -59,9 +59,9 @@ def says(message: str, name: str, argument: str) -> bool:
     ("name", "argument"), ARGUMENTS, ids=[f"{name} {argument.name}" for name, argument in ARGUMENTS]
 )
 def test_every_wrong_value_is_refused_in_one_line_that_names_the_argument(
-    name: str, argument: Argument, clip: vs.VideoNode, request: pytest.FixtureRequest
+    name: str, argument: Argument, clip: vs.VideoNode, weights_of: WeightsOf
 ) -> None:
-    weights = {} if argument.name == "model" else {"model_path": str(request.getfixturevalue(CASES[name].weights))}
+    weights = {} if argument.name == "model" else {"model_path": str(weights_of(name))}
     for value in wrong_values(argument):
         given = {**weights, argument.name: value}
         message = refusal(lambda given=given: getattr(vs.core.vsvsr, name)(clip, **given))
@@ -74,8 +74,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make(name: str, request: pytest.FixtureRequest) -> Make:
-    return maker(name, request.getfixturevalue(CASES[name].weights))
+def make(name: str, weights_of: WeightsOf) -> Make:
+    return maker(name, weights_of(name))
 
 
 def test_the_largest_numbers_that_are_allowed_work(name: str, make: Make, clip: vs.VideoNode) -> None:

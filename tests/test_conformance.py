@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import vapoursynth as vs
 
-from tests.cases import CASES, Case, Make, maker
+from tests.cases import CASES, Make, WeightsOf, maker
+from tests.filters import Case
 from tests.pixels import digest, planes, play, same
 from vsvsr.filters.registry import FILTERS
 
@@ -26,9 +27,8 @@ def case(name: str) -> Case:
 
 
 @pytest.fixture
-def make(name: str, case: Case, request: pytest.FixtureRequest) -> Make:
-    weights: Path = request.getfixturevalue(case.weights)
-    return maker(name, weights)
+def make(name: str, weights_of: WeightsOf) -> Make:
+    return maker(name, weights_of(name))
 
 
 @pytest.fixture
@@ -72,10 +72,6 @@ def counted(clip: vs.VideoNode) -> tuple[vs.VideoNode, Counter[int]]:
         return clip
 
     return clip.std.FrameEval(count), times
-
-
-def test_every_filter_is_under_test() -> None:
-    assert CASES.keys() == FILTERS.keys()
 
 
 def test_no_two_frames_of_the_reference_are_alike(reference: dict[int, str], case: Case) -> None:

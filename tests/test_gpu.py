@@ -3,7 +3,6 @@
 import gc
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 import vapoursynth as vs
 from torch import Tensor
 
-from tests.cases import CASES, Make, maker
+from tests.cases import Make, WeightsOf, maker
 from tests.pixels import planes as picture_of
 from tests.pixels import play, same
 from tests.test_planes import memory
@@ -116,9 +115,8 @@ class TestFilters:
         return str(request.param)
 
     @pytest.fixture
-    def make(self, name: str, request: pytest.FixtureRequest) -> Make:
-        weights: Path = request.getfixturevalue(CASES[name].weights)
-        return maker(name, weights)
+    def make(self, name: str, weights_of: WeightsOf) -> Make:
+        return maker(name, weights_of(name))
 
     @pytest.mark.parametrize("video_format", [vs.RGBS, vs.RGBH])
     def test_random_requests_give_the_pixels_of_linear_playback(

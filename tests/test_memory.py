@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.cases import CASES
+from tests.cases import CASES, WeightsOf
 from vsvsr.filters.registry import FILTERS
 
 MEASURE = """
@@ -60,13 +60,13 @@ print(early, resident())
 """
 
 
-def measured(code: str, name: str, request: pytest.FixtureRequest) -> tuple[int, int]:
+def measured(code: str, name: str, weights_of: WeightsOf) -> tuple[int, int]:
     """Bytes resident early and late, in a process whose C library returns freed frames to the system at once.
 
     With its usual settings glibc keeps them in lists that grow for a thousand frames, under VapourSynth's own filters
     too, and hides what is still in use.
     """
-    weights = request.getfixturevalue(CASES[name].weights)
+    weights = weights_of(name)
     command = [sys.executable, "-c", MEASURE + code, name, str(weights), str(CASES[name].long)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
@@ -76,13 +76,13 @@ def measured(code: str, name: str, request: pytest.FixtureRequest) -> tuple[int,
 
 
 @pytest.mark.parametrize("name", sorted(FILTERS))
-def test_resident_size_after_a_long_clip_is_that_after_a_tenth_of_it(name: str, request: pytest.FixtureRequest) -> None:
-    early, late = measured(PLAY + WATCH, name, request)
-    before, after = measured(BASELINE + WATCH, name, request)
+def test_resident_size_after_a_long_clip_is_that_after_a_tenth_of_it(name: str, weights_of: WeightsOf) -> None:
+    early, late = measured(PLAY + WATCH, name, weights_of)
+    before, after = measured(BASELINE + WATCH, name, weights_of)
     assert (late - early) - (after - before) <= 0.03 * early
 
 
 @pytest.mark.parametrize("name", sorted(FILTERS))
-def test_filters_that_are_gone_give_their_memory_back(name: str, request: pytest.FixtureRequest) -> None:
-    early, late = measured(REPEAT, name, request)
+def test_filters_that_are_gone_give_their_memory_back(name: str, weights_of: WeightsOf) -> None:
+    early, late = measured(REPEAT, name, weights_of)
     assert late <= 1.03 * early

@@ -1,0 +1,34 @@
+"""How each filter is tested: one module per filter, named as it is in lower case, with its `CASE`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One filter under test.
+
+    Attributes:
+        weights: writes a weights file into a folder, of a network small enough for hundreds of frames, and returns it.
+        arguments: what makes it small, and its restarts frequent.
+        restarts: first frames after a restart or at a border of its grid.
+        network_runs: how often the network may run in linear playback, extra runs for context included.
+        frames: length of the clip.
+        cuts: frames that start a scene.
+        requests: random ones.
+        tries: how often a frame must be asked for at most, until the filter knows which source frame fails.
+        long: frames of a clip that is long for it.
+        scale: output over source size.
+    """
+
+    weights: Callable[[Path], Path]
+    arguments: dict[str, object]
+    restarts: tuple[int, ...]
+    network_runs: int
+    frames: int = 120
+    cuts: tuple[int, ...] = (33, 34, 77)
+    requests: int = 300
+    tries: int = 1
+    long: int = 3000
+    scale: int = 4

@@ -1,0 +1,32 @@
+"""Skip under test."""
+
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from tests.filters import Case
+from vsvsr import weights as published
+from vsvsr.models.skipvsr import SkipVSR, load
+
+
+def weights(folder: Path) -> Path:
+    """The published BasicVSR_REDS4 with the estimators that belong to it, in one file."""
+    network = SkipVSR(threshold=0.5)
+    load(network, published.install("BasicVSR_REDS4"), published.find("skip-estimators-BasicVSR_REDS4"))
+    path = folder / "skip.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    return path
+
+
+CASE = Case(
+    weights=weights,
+    arguments={"length": 6, "overlap": 1, "threshold": 0.5},
+    restarts=(6, 12),
+    # Context of the chunks from 0, 6, 8, 9, 12 and 15 on, which cuts shorten.
+    network_runs=18 + (1 + 1 + 0 + 1 + 1 + 0),
+    frames=18,
+    cuts=(8, 9, 15),
+    requests=30,
+    tries=3,
+    long=60,
+)
