@@ -1,11 +1,10 @@
 """Degrades clips, enlarges them again with bicubic, Lanczos and FastReal through VapourSynth, and prints the scores.
 
-Give clips that the weights were not trained on; they are cropped to multiples of 8 pixels by scaling. Degradation:
+Give clips that the weights were not trained on; they are scaled to sides that are multiples of 8. Degradation:
 Gaussian blur (sigma), noise of 8-bit standard deviation (noise), x4 downsampling, x264 (crf); for x2 half of the blur
 and of the noise, which leaves as much of them in the small frames. With --twin, weights that were trained without a
-state are run without one too. With --drift, PSNR-Y and NIQE of every frame of a moving clip and of one frame standing
-still are written as CSV instead.
-Run with the Python of the environment in which vsvsr is installed, with the extras cli and train.
+state are run without one too. With --drift, PSNR-Y and NIQE of every frame of a moving clip and of a still one are
+written as CSV instead. Needs the extras cli and train.
 """
 
 import argparse
@@ -23,6 +22,7 @@ import vapoursynth as vs
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from scripts.bench import harness
 from vsvsr.evaluation.compare import Scores, frame_scores, mean_niqe, score, to_tensor
 from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.training.data.degradation import Resize, downsample
@@ -44,9 +44,9 @@ def pictures(clip: vs.VideoNode) -> Iterator[np.ndarray]:
 
 def open_truth(path: Path) -> vs.VideoNode:
     """The video as RGB24, sides multiples of 8."""
-    clip = vs.core.bs.VideoSource(str(path), cachemode=0)
+    clip = harness.open_clip(path)
     width, height = (side // 8 * 8 for side in (clip.width, clip.height))
-    return clip.resize.Bicubic(width=width, height=height, format=vs.RGB24, matrix_in_s="709")
+    return clip.resize.Bicubic(width=width, height=height, format=vs.RGB24)
 
 
 def with_motion(film: vs.VideoNode, motion: Motion) -> vs.VideoNode:
@@ -68,7 +68,8 @@ def degrade(
     rng = np.random.default_rng(1)
     size = f"{truth.width // scale}x{truth.height // scale}"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size]
-    command += ["-r", "25", "-i", "-", "-vf", "scale=out_color_matrix=bt709", "-c:v", "libx264", "-crf", str(crf)]
+    command += ["-r", "25", "-i", "-", "-vf", "scale=out_color_matrix=bt709", "-colorspace", "bt709"]
+    command += ["-c:v", "libx264", "-crf", str(crf)]
     encoder = subprocess.Popen([*command, "-pix_fmt", "yuv420p", str(path)], stdin=subprocess.PIPE)
     assert encoder.stdin is not None
     for frame in pictures(truth):
@@ -79,8 +80,7 @@ def degrade(
     encoder.stdin.close()
     if encoder.wait():
         raise SystemExit("ffmpeg failed, see above")
-    decoded = vs.core.bs.VideoSource(str(path), cachemode=0)
-    return decoded.resize.Bicubic(format=vs.RGBS, matrix_in_s="709")
+    return harness.open_clip(path)
 
 
 def enlarged(small: vs.VideoNode, scale: int, weights: Path | None, twin: Path | None) -> dict[str, vs.VideoNode]:

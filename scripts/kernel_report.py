@@ -1,6 +1,6 @@
 """Write triton_kernels/REPORT.md: what the compiler makes of every kernel, and bytes counted against the eager forms.
 
-Needs no GPU. Run with the Python of the environment in which vsvsr is installed.
+Needs no GPU.
 """
 
 import importlib.metadata
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,8 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from triton.backends.compiler import GPUTarget
-from vsvsr.triton_kernels import unpack_planes
-from vsvsr.triton_kernels.ahead_of_time import DTYPES, LAUNCHES, SHARED_MEMORY, compile_cuda_c
+from vsvsr.triton_kernels import unpack_planes  # type: ignore[import-not-found]  # its own folder
+from vsvsr.triton_kernels.ahead_of_time import (  # type: ignore[import-not-found]  # its own folder
+    DTYPES,
+    LAUNCHES,
+    SHARED_MEMORY,
+    compile_cuda_c,
+)
 
 from vsvsr.models.fastreal.attention import SelectiveCrossAttention
 from vsvsr.models.fastreal.config import FastRealConfig
@@ -69,7 +75,7 @@ class Work:
     tensor_cores: bool = True
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts bytes: every operation that is not a view reads its tensors once and writes its results once.
 
     Large products and the kernels are not executed: their results are left empty.
@@ -80,7 +86,7 @@ class Traffic(TorchDispatchMode):
     FREE = ("prim::", "aten::empty", "aten::_unsafe_view", "aten::_local_scalar_dense")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self.launches = 0
 
@@ -168,7 +174,7 @@ def released_window_attention(
     logits = logits + position_bias
     logits = logits + mask
     attended = (logits.softmax(-1) @ value).transpose(1, 2).reshape(rows, columns, WINDOW, WINDOW, channels)
-    merged = attended.permute(0, 2, 1, 3, 4).reshape(batch, height, width, channels)
+    merged: Tensor = attended.permute(0, 2, 1, 3, 4).reshape(batch, height, width, channels)
     return merged.roll((shift, shift), (1, 2))[:, :HEIGHT, :WIDTH].contiguous()
 
 
@@ -177,7 +183,8 @@ def kept_pixels(*, clustered: bool) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     size = (6, 10) if clustered else (HEIGHT, WIDTH)
     noise = F.interpolate(torch.randn(1, 1, *size, generator=generator), (HEIGHT, WIDTH), mode="bicubic")[0]
-    return noise > noise.flatten().kthvalue(round((1 - KEPT) * PIXELS)).values
+    kept: Tensor = noise > noise.flatten().kthvalue(round((1 - KEPT) * PIXELS)).values
+    return kept
 
 
 def masked_window_attention() -> list[Row]:
@@ -194,11 +201,8 @@ def masked_window_attention() -> list[Row]:
         ("25 % kept in patches", kept_pixels(clustered=True)),
         ("25 % kept anywhere", kept_pixels(clustered=False)),
     ):
-        fused = counted(
-            lambda keep=keep: fused_masked_window_attention(
-                tokens, weight, bias, position_bias, keep, window=WINDOW, shift=WINDOW // 2
-            )
-        )
+        arguments = tokens, weight, bias, position_bias, keep
+        fused = counted(partial(fused_masked_window_attention, *arguments, window=WINDOW, shift=WINDOW // 2))
         table, _ = window_table(HEIGHT, WIDTH, WINDOW, WINDOW // 2, torch.device("cpu"))
         kept = PIXELS if keep is None else int(keep.sum())
         wanted = torch.ones(PIXELS + 1) if keep is None else F.pad(keep.flatten().float(), (0, 1))

@@ -1,19 +1,15 @@
-"""Times the compact FastRealVSR against a per-frame network of the SRVGG shape, in one run on this CPU.
+"""Times the compact FastRealVSR against a per-frame network of the SRVGG shape, 320x180 to 1280x720 on the CPU."""
 
-320x180 to 1280x720. Rounds alternate and medians are compared, so that a machine that slows down slows all alike.
-"""
-
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from scripts.bench import harness
 from vsvsr.models.fastreal import COMPACT, FastRealVSR
 
 SIZE = (180, 320)
+PEER = "SRVGG shape, 16 x 64"
 
 
 def srvgg() -> nn.Module:
@@ -23,13 +19,6 @@ def srvgg() -> nn.Module:
         layers += [nn.Conv2d(64, 64, 3, padding=1), nn.PReLU(64)]
     layers += [nn.Conv2d(64, 48, 3, padding=1), nn.PixelShuffle(4)]
     return nn.Sequential(*layers).eval().to(memory_format=torch.channels_last)
-
-
-def milliseconds(work: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1e3
 
 
 def convolution_operations(network: nn.Module, work: Callable[[], object]) -> float:
@@ -50,49 +39,51 @@ def convolution_operations(network: nn.Module, work: Callable[[], object]) -> fl
     return float(total)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+@torch.inference_mode()
+def compare(results: harness.Results, rounds: int, size: tuple[int, int] = SIZE) -> None:
+    """Milliseconds, ratios to the SRVGG shape, and GFLOP/s in convolutions.
+
+    Args:
+        results: where the rows go.
+        rounds: timed runs of each form.
+        size: height and width of the input.
+    """
     torch.manual_seed(0)
-    frame, previous = (torch.rand(1, 3, *SIZE).to(memory_format=torch.channels_last) for _ in range(2))
+    frame, previous = (torch.rand(1, 3, *size).to(memory_format=torch.channels_last) for _ in range(2))
     peer, network = srvgg(), FastRealVSR(COMPACT).eval().to(memory_format=torch.channels_last)
     plain = nn.Conv2d(64, 64, 3, padding=1).to(memory_format=torch.channels_last)
-    wide = torch.rand(1, 64, *SIZE).to(memory_format=torch.channels_last)
-    planes = [torch.empty(4 * SIZE[0], 4 * SIZE[1]) for _ in range(3)]
-    with torch.inference_mode():
-        hidden = network.propagate(frame, None, None)
+    wide = torch.rand(1, 64, *size).to(memory_format=torch.channels_last)
+    planes = [torch.empty(4 * size[0], 4 * size[1]) for _ in range(3)]
+    hidden = network.propagate(frame, None, None)
 
-        def step() -> None:
-            network.render(network.propagate(frame, previous, hidden), frame, planes)
+    def step() -> None:
+        network.render(network.propagate(frame, previous, hidden), frame, planes)
 
-        works: dict[str, Callable[[], object]] = {
-            "SRVGG shape, 16 x 64": lambda: peer(frame),
-            "compact, whole step": step,
-            "  flow": lambda: network.flow(frame, previous),
-            "  render": lambda: network.render(hidden, frame, planes),
-            "plain 64-channel convolution": lambda: plain(wide),
-        }
-        operations = {
-            "SRVGG shape, 16 x 64": convolution_operations(peer, works["SRVGG shape, 16 x 64"]),
-            "compact, whole step": convolution_operations(network, step),
-            "plain 64-channel convolution": convolution_operations(plain, works["plain 64-channel convolution"]),
-        }
-        for work in works.values():
-            work()
-        times: dict[str, list[float]] = {name: [] for name in works}
-        for _ in range(arguments.rounds):
-            for name, work in works.items():
-                times[name].append(milliseconds(work))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    reference = medians["SRVGG shape, 16 x 64"]
-    print(f"{arguments.threads} threads, median of {arguments.rounds}")
-    for name, value in medians.items():
-        speed = f"{operations[name] / value / 1e6:6.0f} GFLOP/s in convolutions" if name in operations else ""
-        print(f"{name:30s} {value:8.2f} ms   ratio {value / reference:6.3f}   {speed}")
+    works: dict[str, Callable[[], object]] = {
+        PEER: lambda: peer(frame),
+        "compact, whole step": step,
+        "  flow": lambda: network.flow(frame, previous),
+        "  render": lambda: network.render(hidden, frame, planes),
+        "plain 64-channel convolution": lambda: plain(wide),
+    }
+    convolutions: dict[str, nn.Module] = {
+        PEER: peer,
+        "compact, whole step": network,
+        "plain 64-channel convolution": plain,
+    }
+    operations = {name: convolution_operations(module, works[name]) for name, module in convolutions.items()}
+    times = harness.in_turn({name: harness.wall(work) for name, work in works.items()}, rounds)
+    for name in works:
+        speed = {"GFLOP/s": operations[name] / times.median(name) / 1e9} if name in operations else {}
+        results.add(name, {"ms": times.median(name) * 1e3, "to SRVGG": times.ratio(name, PEER), **speed})
+
+
+def main() -> None:
+    """The command line."""
+    parser = harness.arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    arguments = parser.parse_args()
+    compare(harness.Results("fastreal_network", arguments.csv), arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,25 @@
-"""What leaving out masked work saves in MIA-VSR, and what a stretch of frames takes in memory.
+"""What leaving out masked work saves in MIA-VSR, and what a run of frames takes in memory.
 
 Speed: one step of a propagation module of the released configuration (120 channels, 24 blocks) with injected masks,
-dense, sparse, and as the released test code does it (queries and attention dense, projection and MLP gathered). The
-forms alternate and the best of the repeats counts, in seconds of the processor, so that other work on the machine does
-little harm; run it with OMP_NUM_THREADS=1.
+dense, sparse, and as the released test code does it (queries and attention dense, projection and MLP gathered), in CPU
+time, which other work on the machine changes little; use ``--threads 1``.
 
-Memory: peak resident size of a process that makes a stretch of frames, against the stretch's length. Freed blocks go
-back to the system at once (glibc's MALLOC_MMAP_THRESHOLD_), or the allocator's habits would hide what is counted.
+Memory: peak resident size of a process that upscales a run of frames, against the number of frames. Freed blocks go
+back to the system at once (glibc's MALLOC_MMAP_THRESHOLD_), so that the allocator's cache does not count.
 """
 
-import argparse
-import os
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
+from scripts.bench import harness
 from vsvsr.models.mia import MIAVSR
 from vsvsr.models.mia.block import BlockMemory, MaskedBlock
-from vsvsr.models.mia.propagation import PropagationModule
+from vsvsr.models.mia.propagation import PropagationModule, Stage
 
 WINDOW = 8
 
@@ -49,15 +45,16 @@ def _top(field: Tensor, ratio: float) -> Tensor:
 
 def partition(x: Tensor) -> Tensor:
     """``(1, d, h, w, c)`` to ``(windows, d * 64, c)``."""
-    _, frames, height, width, channels = x.shape
-    x = x.view(frames, height // WINDOW, WINDOW, width // WINDOW, WINDOW, channels)
-    return x.permute(1, 3, 0, 2, 4, 5).reshape(-1, frames * WINDOW**2, channels)
+    windows: Tensor = rearrange(x, "1 d (rows a) (columns b) c -> (rows columns) (d a b) c", a=WINDOW, b=WINDOW)
+    return windows
 
 
-def unpartition(windows: Tensor, height: int, width: int) -> Tensor:
+def unpartition(windows: Tensor, height: int) -> Tensor:
     """``(windows, 64, c)`` to ``(1, h, w, c)``."""
-    x = windows.view(height // WINDOW, width // WINDOW, WINDOW, WINDOW, -1)
-    return x.transpose(1, 2).reshape(1, height, width, -1)
+    x: Tensor = rearrange(
+        windows, "(rows columns) (a b) c -> 1 (rows a) (columns b) c", rows=height // WINDOW, a=WINDOW, b=WINDOW
+    )
+    return x
 
 
 def released_mask(height: int, width: int) -> Tensor:
@@ -79,12 +76,13 @@ def released_block(
     attn = block.attn
     shortcut = stack[:, -1].contiguous()
     tokens = F.pad(block.norm1(stack), (0, 0, 0, -width % WINDOW, 0, -height % WINDOW))
-    padded_height, padded_width = tokens.shape[2:4]
+    padded_height = tokens.shape[2]
     keep = F.pad(keep[..., None].float(), (0, 0, 0, -width % WINDOW, 0, -height % WINDOW))
     if shift:
         tokens, keep = tokens.roll((-shift, -shift), (2, 3)), keep.roll((-shift, -shift), (1, 2))
     windows = partition(tokens)
     current = windows[:, 128:]
+    assert attn.predmask is not None
     torch.sigmoid(attn.predmask.rnn((current - memory[0]).abs()) / (2 / 3)) >= 0.5  # noqa: B015  # its cost belongs here
     pred = partition(keep[:, None])
     kept, dropped = indices(pred)
@@ -98,7 +96,7 @@ def released_block(
     x = (logits.softmax(-1) @ qkv[2]).transpose(1, 2).reshape(1, -1, channels)
     attention = fill(x, attn.proj(x[0, kept]), memory[1].view(-1, channels)[dropped], kept, dropped)
     merged = torch.cat((attention.view(len(windows), 64, channels), pred), -1)
-    merged = unpartition(merged, padded_height, padded_width)
+    merged = unpartition(merged, padded_height)
     if shift:
         merged = merged.roll((shift, shift), (1, 2))
     merged = merged[:, :height, :width].contiguous()
@@ -124,19 +122,21 @@ def fill(like: Tensor, new: Tensor, old: Tensor, kept: Tensor, dropped: Tensor) 
     return result
 
 
-class Bench:
-    """One module, the features of a step, and the memories of the step before."""
+class Step:
+    """One step of a propagation module: the features of its frames, and what its blocks remember of the step before."""
 
     def __init__(self, height: int, width: int) -> None:
         torch.manual_seed(0)
         self.size = (height, width)
         self.module = PropagationModule(120, (6,) * 4, (6,) * 4, WINDOW, masked=True).eval()
-        self.blocks: list[MaskedBlock] = [b for stage in self.module.layers for b in stage.residual_group.blocks]
+        self.stages = [module for module in self.module.modules() if isinstance(module, Stage)]
         self.frames = [0.1 * torch.randn(1, height, width, 120) for _ in range(4)]
-        self.memories: list[BlockMemory | None] = [None] * 24
-        self.module(self.frames[:1] * 3, self.memories, _never)
+        memories: list[BlockMemory | None] = [None] * 24
+        self.module(self.frames[:1] * 3, memories, _never)
+        self.memories = [memory for memory in memories if memory is not None]
         self.shift_mask = released_mask(height + -height % WINDOW, width + -width % WINDOW)
-        self.released_memories = [self._windowed(b, m) for b, m in zip(self.blocks, self.memories, strict=True) if m]
+        blocks = [block for stage in self.stages for block in blocks_of(stage)]
+        self.released_memories = [self._windowed(*pair) for pair in zip(blocks, self.memories, strict=True)]
 
     def _windowed(self, block: MaskedBlock, memory: BlockMemory) -> list[Tensor]:
         result = []
@@ -146,112 +146,109 @@ class Bench:
             result.append(partition(x[:, None]))
         return [*result, memory.mlp.clone()]
 
-    def ours(self, masks: list[Tensor], sparse: bool) -> Tensor:
-        """One step; the memories of this object stay as they were, the copy is not timed."""
-        memories = [BlockMemory(m.tokens.clone(), m.attention.clone(), m.mlp.clone()) for m in self.memories if m]
-        start = time.process_time()
-        result = self.module(self.frames[1:], list(memories), lambda index, _: masks[index], sparse=sparse)
-        self.seconds = time.process_time() - start
-        return result
+    def ours(self, masks: list[Tensor], *, sparse: bool) -> tuple[Tensor, harness.Time]:
+        """The result, and the time without the copy of the memories, which the step replaces."""
+        memories = [BlockMemory(m.tokens.clone(), m.attention.clone(), m.mlp.clone()) for m in self.memories]
+        return harness.timed(
+            lambda: self.module(self.frames[1:], list(memories), lambda index, _: masks[index], sparse=sparse)
+        )
 
-    def released(self, masks: list[Tensor]) -> Tensor:
-        """One step in the released form."""
-        start = time.process_time()
+    def released(self, masks: list[Tensor]) -> tuple[Tensor, harness.Time]:
+        """The same in the released form."""
+        return harness.timed(lambda: self._released(masks))
+
+    def _released(self, masks: list[Tensor]) -> Tensor:
         stack = self.module.patch_embed.norm(torch.stack(self.frames[1:], dim=1))
         past, x = stack[:, :-1], stack[:, -1]
-        index = 0
-        for stage in self.module.layers:
+        remembered = zip(self.released_memories, masks, strict=True)
+        for stage in self.stages:
             refined = x
-            for block in stage.residual_group.blocks:
+            for block in blocks_of(stage):
+                memory, mask = next(remembered)
                 stacked = torch.cat((past, refined[:, None]), dim=1).contiguous()
-                memory = self.released_memories[index]
-                refined, _ = released_block(block, stacked, memory, masks[index], self.shift_mask)
-                index += 1
+                refined, _ = released_block(block, stacked, memory, mask, self.shift_mask)
             x = x + stage.conv(refined.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1)
         x = self.module.norm(x).permute(0, 3, 1, 2)
-        result = self.frames[-1] + self.module.conv_after_body(x).permute(0, 2, 3, 1)
-        self.seconds = time.process_time() - start
+        result: Tensor = self.frames[-1] + self.module.conv_after_body(x).permute(0, 2, 3, 1)
         return result
+
+
+def blocks_of(stage: Stage) -> list[MaskedBlock]:
+    """In order."""
+    return [module for module in stage.modules() if isinstance(module, MaskedBlock)]
 
 
 def _never(index: int, logits: Tensor) -> Tensor:
     raise AssertionError("there is no memory yet")
 
 
-def speed(height: int, width: int, repeats: int, ratios: list[float]) -> None:
-    """The table of times."""
-    bench = Bench(height, width)
-    print(f"one step of a propagation module, {width}x{height}, {torch.get_num_threads()} threads, {repeats} repeats")
-    print(f"{'masks':<16}{'dense':>9}{'released':>10}{'sparse':>9}  {'dense/sparse':>13}{'released/sparse':>17}")
-    patterns: list[Callable[[float, int, int, int], Tensor]] = [scattered, clustered]
+@torch.inference_mode()
+def speed(results: harness.Results, height: int, width: int, rounds: int, ratios: list[float]) -> None:
+    """CPU seconds of one step: the best of the rounds."""
+    step = Step(height, width)
+    patterns = (scattered, clustered)
     for ratio in ratios:
         for pattern in patterns if ratio < 1 else patterns[:1]:
             masks = [pattern(ratio, height, width, seed) for seed in range(24)]
-            forms = {
-                "dense": lambda masks=masks: bench.ours(masks, sparse=False),
-                "released": lambda masks=masks: bench.released(masks),
-                "sparse": lambda masks=masks: bench.ours(masks, sparse=True),
+            forms: dict[str, Callable[[], tuple[Tensor, harness.Time]]] = {
+                "dense": partial(step.ours, masks, sparse=False),
+                "released": partial(step.released, masks),
+                "sparse": partial(step.ours, masks, sparse=True),
             }
-            results = {name: form() for name, form in forms.items()}
+            outputs = {name: form()[0] for name, form in forms.items()}
             for name in ("released", "sparse"):
-                torch.testing.assert_close(results[name], results["dense"], rtol=1e-4, atol=1e-4)
-            times: dict[str, list[float]] = {name: [] for name in forms}
-            for _ in range(repeats):
-                for name, form in forms.items():
-                    form()
-                    times[name].append(bench.seconds)
-            dense, released, sparse = (min(times[name]) for name in ("dense", "released", "sparse"))
-            label = f"{ratio} {pattern.__name__ if ratio < 1 else ''}"
-            print(
-                f"{label:<16}{dense:>8.3f}s{released:>9.3f}s{sparse:>8.3f}s"
-                f"  {dense / sparse:>13.2f}{released / sparse:>17.2f}",
-                flush=True,
-            )
+                torch.testing.assert_close(outputs[name], outputs["dense"], rtol=1e-4, atol=1e-4)
+            times = harness.in_turn({name: cpu_seconds(form) for name, form in forms.items()}, rounds, warmups=0)
+            figures = {f"{name} s": times.best(name) for name in forms}
+            figures["dense/sparse"] = times.ratio("dense", "sparse")
+            figures["released/sparse"] = times.ratio("released", "sparse")
+            label = f"{width}x{height}, {ratio:.0%} kept"
+            results.add(label if ratio == 1 else f"{label}, {pattern.__name__}", figures)
 
 
-def memory(side: int, lengths: list[int]) -> None:
-    """The table of peaks, each in a process of its own."""
-    print(f"\npeak resident size against the stretch, {side}x{side}, 120 channels, one block a module")
+def cpu_seconds(form: Callable[[], tuple[Tensor, harness.Time]]) -> harness.Measure:
+    """Measure by the time that the form itself took."""
+    return lambda: form()[1].cpu
+
+
+def memory(results: harness.Results, side: int, lengths: list[int]) -> None:
+    """Peaks in MB, each in a process of its own."""
     frame = 120 * side**2 * 4 / 1e6
-    print(f"{'frames':>6}{'chunks':>8}{'peak MB':>9}{'over first':>12}{'counted':>9}   ({frame:.1f} MB a feature map)")
     first = None
-    for length, chunks in [(length, 1) for length in lengths] + [(lengths[1], 3)]:
-        command = [sys.executable, "-m", "scripts.bench.mia", "--peak", str(side), str(length), str(chunks)]
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144"}
-        result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        peak = int(result.stdout) / 1e3
+    for length, runs in [(length, 1) for length in lengths] + [(lengths[1], 3)]:
+        settings = {"MALLOC_MMAP_THRESHOLD_": "262144"}
+        peak = harness.in_fresh_process(peak_of, side, length, runs, environment=settings)
         first = first or peak
-        counted = frame * (length - lengths[0])
-        print(f"{length:>6}{chunks:>8}{peak:>9.0f}{peak - first:>12.0f}{counted:>9.0f}", flush=True)
+        figures = {"peak MB": peak, "over first": peak - first, "feature maps MB": frame * (length - lengths[0])}
+        results.add(f"{side}x{side}, {runs} x {length} frames", figures)
 
 
-def peak(side: int, length: int, chunks: int) -> None:
-    """Make ``chunks`` stretches one after the other; print the peak resident size in kB."""
+@torch.inference_mode()
+def peak_of(side: int, length: int, runs: int) -> float:
+    """Peak resident size in MB of upscaling ``runs`` times ``length`` frames, 120 channels, one block a module."""
     network = MIAVSR(120, (1,), (6,)).eval()
     planes = torch.empty(3, 4 * side, 4 * side)
-    for _ in range(chunks):
+    for _ in range(runs):
         frames = [torch.rand(1, 3, side, side) for _ in range(length)]
         for frame, features in zip(frames, network.features(frames, range(length)), strict=True):
             network.render(features, frame, list(planes))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return harness.peak_megabytes()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    parser = harness.arguments(__doc__)
     parser.add_argument("--height", type=int, default=96)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--ratios", type=float, nargs="+", default=[1.0, 0.6, 0.3, 0.1], help="shares that are kept")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
-    parser.add_argument("--peak", type=int, nargs=3, metavar=("SIDE", "LENGTH", "CHUNKS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    with torch.inference_mode():
-        if arguments.peak:
-            peak(*arguments.peak)
-        elif arguments.memory:
-            memory(64, [4, 8, 16, 24])
-        else:
-            speed(arguments.height, arguments.width, arguments.repeats, arguments.ratios)
+    results = harness.Results("mia", arguments.csv)
+    if arguments.memory:
+        memory(results, 64, [4, 8, 16, 24])
+    else:
+        speed(results, arguments.height, arguments.width, arguments.rounds, arguments.ratios)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,44 @@
-"""Time per frame outside the network, 320x180 to 1280x720 RGBS, against a Python filter through std.ModifyFrame.
-
-Run with the Python of the environment in which vsvsr is installed. Prints milliseconds and ratios, all from one run.
-"""
+"""Time per frame outside the network, 320x180 to 1280x720 RGBS, against a Python filter through std.ModifyFrame."""
 
 import statistics
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import vapoursynth as vs
 
+from scripts.bench import harness
 from vsvsr import weights
 from vsvsr.filters.fastreal import DEFAULT_MODEL
 from vsvsr.models.fastreal import load_fastreal
 
 FRAMES = 30
-ROUNDS = 3
 WIDTH, HEIGHT, SCALE = 320, 180, 4
 
 
-def playback(clip: vs.VideoNode) -> float:
-    """Milliseconds a frame in linear playback."""
-    clip.clear_cache()
-    start = time.perf_counter()
-    for frame in clip.frames(prefetch=1, close=True):
-        assert frame.width == WIDTH * SCALE
-    return (time.perf_counter() - start) * 1000 / clip.num_frames
+def playback(clip: vs.VideoNode) -> harness.Measure:
+    """Measure linear playback."""
+
+    def measure() -> float:
+        clip.clear_cache()
+        return harness.timed(lambda: sum(frame.width for frame in clip.frames(prefetch=1, close=True)))[1].wall
+
+    return measure
 
 
-def bare_network() -> Callable[[], float]:
-    """Milliseconds a frame of the network alone: tensors in, a tensor out."""
+def bare_network() -> harness.Measure:
+    """Measure the network alone: tensors in, a tensor out."""
     network = load_fastreal(weights.find(DEFAULT_MODEL))
     frame = torch.full((1, 3, HEIGHT, WIDTH), 0.5).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
-    def measure() -> float:
+    def run() -> None:
         hidden = network.propagate(frame, None, None)
-        start = time.perf_counter()
-        for _ in range(FRAMES):
-            hidden = network.propagate(frame, frame, hidden)
+        for _ in range(FRAMES - 1):
             network.reconstruct(hidden, frame)
-        return (time.perf_counter() - start) * 1000 / FRAMES
+            hidden = network.propagate(frame, frame, hidden)
+        network.reconstruct(hidden, frame)
 
-    return measure
+    return harness.wall(run)
 
 
 def python_filter(core: vs.Core) -> vs.VideoNode:
@@ -60,21 +55,33 @@ def python_filter(core: vs.Core) -> vs.VideoNode:
     return large.std.ModifyFrame(large, modify)
 
 
-def main() -> None:
-    """Print the table: medians over interleaved rounds."""
+def compare(results: harness.Results, rounds: int) -> None:
+    """Milliseconds a frame, and what the filter adds to its network against what a filter in Python costs."""
     core = vs.core.core
     source = core.std.BlankClip(width=WIDTH, height=HEIGHT, format=vs.RGBS, length=FRAMES, color=[0.5] * 3, keep=True)
-    network = bare_network()
-    modify = python_filter(core)
-    rounds = [
-        (playback(core.vsvsr.FastReal(source, device_index=-1)), network(), playback(modify)) for _ in range(ROUNDS)
-    ]
-    total, bare, copied = (statistics.median(column) for column in zip(*rounds, strict=True))
-    print(f"FastReal through VapourSynth   {total:8.2f} ms a frame")
-    print(f"the network alone              {bare:8.2f} ms")
-    print(f"outside the network            {total - bare:8.2f} ms, {1 - bare / total:.1%} of the whole")
-    print(f"std.ModifyFrame with a copy    {copied:8.2f} ms")
-    print(f"outside the network / std.ModifyFrame: {(total - bare) / copied:.2f}")
+    measures = {
+        "through VapourSynth": playback(core.vsvsr.FastReal(source, device_index=-1)),
+        "network alone": bare_network(),
+        "std.ModifyFrame": playback(python_filter(core)),
+    }
+    times = harness.in_turn(measures, rounds)
+    for name in measures:
+        results.add(name, {"ms a frame": times.median(name) * 1e3 / FRAMES})
+    columns = zip(*times.seconds.values(), strict=True)
+    outside, share, ratio = zip(*((a - b, 1 - b / a, (a - b) / c) for a, b, c in columns), strict=True)
+    results.add("outside the network", {"ms a frame": statistics.median(outside) * 1e3 / FRAMES})
+    results.add(
+        "outside the network",
+        {"% of the whole": statistics.median(share) * 100, "to ModifyFrame": statistics.median(ratio)},
+    )
+
+
+def main() -> None:
+    """The command line."""
+    parser = harness.arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    compare(harness.Results("overhead", arguments.csv), arguments.rounds)
 
 
 if __name__ == "__main__":

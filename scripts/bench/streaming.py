@@ -1,25 +1,18 @@
-"""Counters of linear playback at 8 threads, and what a restart costs in pixels; give video files as arguments.
+"""Counters of linear playback at 8 threads, and what a restart costs in pixels on the video files that are given."""
 
-Run with the Python of the environment in which vsvsr is installed.
-"""
-
-import math
-import sys
 from collections import Counter
+from pathlib import Path
 
-import numpy as np
 import vapoursynth as vs
+
+from scripts.bench import harness
+from vsvsr.evaluation.metrics import psnr
 
 SEGMENT = 60
 SHOWN = 6
 
 
-def planes(frame: vs.VideoFrame) -> np.ndarray:
-    """The frame as ``(3, h, w)``."""
-    return np.stack([np.asarray(frame[plane]) for plane in range(3)])
-
-
-def count_playback(frames: int = 500) -> None:
+def count_playback(results: harness.Results, frames: int = 500) -> None:
     """Steps of the network and renderings of the source for a clip of ``frames`` frames, 64x48."""
     core = vs.core.core
     core.num_threads = 8
@@ -33,41 +26,34 @@ def count_playback(frames: int = 500) -> None:
     output = core.vsvsr.FastReal(blank.std.FrameEval(count), device_index=-1)
     for frame in output.frames(prefetch=8, close=True):
         assert frame.width == 256
-    stats = dict(core.vsvsr.Stats(output))
-    times = Counter(rendered.values())
-    print(f"{frames} frames at 8 threads: {stats}")
-    print(f"source frames by how often each was rendered: {dict(times)}")
+    stats = {name: float(value) for name, value in core.vsvsr.Stats(output).items() if isinstance(value, int)}
+    results.add(f"{frames} frames, 8 threads", stats)
+    often = sorted(Counter(rendered.values()).items())
+    results.add("source frames", {f"rendered {times}x": count for times, count in often})
 
 
-def restart_psnr(path: str, warmup: int) -> list[float]:
+def restart_psnr(path: Path, warmup: int) -> dict[str, float]:
     """PSNR in dB of the first frames after a restart against a recurrence that never restarts."""
     core = vs.core.core
-    clip = core.bs.VideoSource(path, cachemode=0)[: SEGMENT + SHOWN]
-    clip = core.resize.Bicubic(
-        clip,
-        width=clip.width // 8 * 2,
-        height=clip.height // 8 * 2,
-        format=vs.RGBS,
-        matrix_in_s="709",
-        filter_param_a=0,
-    )
-    restarted = core.vsvsr.FastReal(clip, segment=SEGMENT, warmup=warmup, device_index=-1)
-    endless = core.vsvsr.FastReal(clip, segment=0, device_index=-1)
-    scores = []
-    for n in range(SEGMENT, SEGMENT + SHOWN):
-        with restarted.get_frame(n) as first, endless.get_frame(n) as second:
-            error = float(np.mean((planes(first).clip(0, 1) - planes(second).clip(0, 1)) ** 2))
-        scores.append(math.inf if error == 0 else -10 * math.log10(error))
-    return scores
+    clip = harness.open_clip(path)[: SEGMENT + SHOWN]
+    clip = clip.resize.Bicubic(width=clip.width // 8 * 2, height=clip.height // 8 * 2, filter_param_a=0)
+    restarted = core.vsvsr.FastReal(clip, segment=SEGMENT, warmup=warmup, device_index=-1)[SEGMENT:]
+    endless = core.vsvsr.FastReal(clip, segment=0, device_index=-1)[SEGMENT:]
+    pairs = zip(harness.tensors(restarted), harness.tensors(endless), strict=True)
+    scores = [float(psnr(*(x[None].clamp(0, 1) * 255 for x in pair))) for pair in pairs]
+    return {f"frame {n}, dB": value for n, value in enumerate(scores)}
 
 
 def main() -> None:
-    """Print both tables."""
-    count_playback()
-    for path in sys.argv[1:]:
+    """The command line."""
+    parser = harness.arguments(__doc__)
+    parser.add_argument("clips", type=Path, nargs="*", help="videos in which to restart")
+    arguments = parser.parse_args()
+    results = harness.Results("streaming", arguments.csv)
+    count_playback(results)
+    for path in arguments.clips:
         for warmup in (0, 5, 10, 15, 20, 30):
-            scores = " ".join(f"{score:6.1f}" for score in restart_psnr(path, warmup))
-            print(f"{path}, warm-up {warmup:2}: {scores} dB in the frames after a restart")
+            results.add(f"{path.name}, warm-up {warmup}", restart_psnr(path, warmup))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,14 @@
-"""UltraVSR in numbers: time and memory of the tiny configuration measured here, those of the full one counted.
+"""UltraVSR in numbers: time and memory of the tiny configuration measured here, operations of the full one counted."""
 
-    python -m scripts.bench.ultra [--frames 36] [--size 48x64] [--weights compact.safetensors]
-
-Everything is measured in one run, one after the other; what counts are the ratios.
-"""
-
-import argparse
-import resource
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from scripts.bench import harness
 from vsvsr.engine.continued import ContinuedNetwork
 from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR, Upscaler, build
 from vsvsr.models.ultra.files import load_compact
@@ -38,51 +32,58 @@ def tiny_network() -> UltraVSR:
 
 
 def upscaler(network: UltraVSR) -> Upscaler:
+    """With the default degradation and an empty prompt."""
     width = network.unet.config.cross_attention_dim
     return Upscaler(network, degradation=0.5, prompt=torch.zeros(1, 77, width))
 
 
 def stream_of(model: Upscaler) -> ContinuedNetwork[Restored]:
+    """What takes frames in order and continues where it stopped."""
     network = ContinuedNetwork[Restored](torch.device("cpu"), torch.float32)
     network.model = model
     return network
 
 
-def consume(pictures: Iterator[object]) -> int:
-    """Run through, keeping nothing."""
-    return sum(1 for _ in pictures)
+def load_network(path: Path | None) -> UltraVSR:
+    """The compact network in ``path``; random weights without one."""
+    return tiny_network() if path is None else load_compact(path)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+def noise(count: int, height: int, width: int) -> list[Tensor]:
+    """Frames ``(3, h, w)`` in [0, 1]."""
+    return list(torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)))
 
 
-def timing(network: UltraVSR, frames: list[Tensor]) -> None:
+def consume(pictures: Iterator[object]) -> None:
+    """Run to the end, keeping nothing."""
+    for _ in pictures:
+        pass
+
+
+def in_chunks(network: UltraVSR, frames: list[Tensor], length: int, *, continued: bool) -> None:
+    """Chunks of ``length`` frames, continued from one another or each with its own context."""
+    stream, count = stream_of(upscaler(network)), len(frames)
+    for start in range(0, count, length):
+        stop = min(start + length, count)
+        first, last = max(start - REACH, 0), min(stop + REACH, count)
+        emit = range(start - first, stop - first)
+        if not continued:
+            stream = stream_of(upscaler(network))
+        consume(stream.run(frames[first:last], emit, first))
+
+
+def timing(results: harness.Results, network: UltraVSR, frames: list[Tensor], rounds: int) -> None:
+    """Milliseconds a frame, and ratios to a stream."""
     count, length = len(frames), 12
-    one_by_one = seconds(lambda: consume(stream_of(upscaler(network)).run(frames, range(count), 0))) / count
-
-    def chunks(keep: bool) -> None:
-        stream = stream_of(upscaler(network))
-        for start in range(0, count, length):
-            stop = min(start + length, count)
-            first, last = max(start - REACH, 0), min(stop + REACH, count)
-            emit = range(start - first, stop - first)
-            if not keep:
-                stream = stream_of(upscaler(network))
-            consume(stream.run(frames[first:last], emit, first))
-
-    continued, separate = (seconds(lambda keep=keep: chunks(keep)) / count for keep in (True, False))
-    whole = seconds(lambda: whole_clip(network, frames)) / count
-    print(f"time per frame, {tuple(frames[0].shape[-2:])} to x4, {torch.get_num_threads()} threads")
-    print(f"  stream                              {one_by_one * 1e3:8.1f} ms  x1.00")
-    for name, value in (
-        (f"chunks of {length}, continued", continued),
-        (f"chunks of {length}, each on its own", separate),
-        ("whole clip at once, batched", whole),
-    ):
-        print(f"  {name:<34}  {value * 1e3:8.1f} ms  x{value / one_by_one:.2f}")
+    works: dict[str, Callable[[], None]] = {
+        "stream": lambda: consume(stream_of(upscaler(network)).run(frames, range(count), 0)),
+        f"chunks of {length}, continued": partial(in_chunks, network, frames, length, continued=True),
+        f"chunks of {length}, each on its own": partial(in_chunks, network, frames, length, continued=False),
+        "whole clip at once, batched": partial(whole_clip, network, frames),
+    }
+    times = harness.in_turn({name: harness.wall(work) for name, work in works.items()}, rounds)
+    for name in works:
+        results.add(name, {"ms a frame": times.median(name) * 1e3 / count, "to stream": times.ratio(name, "stream")})
 
 
 @torch.inference_mode()
@@ -94,100 +95,115 @@ def whole_clip(network: UltraVSR, frames: list[Tensor]) -> None:
     run_whole(network.decoder_steps(), run_whole(network.unet_steps(520, prompt), latents))
 
 
-def memory(network: UltraVSR, frames: list[Tensor]) -> None:
-    """Must come first: memory that was used once stays with the process."""
-    print("memory against the number of frames")
-    process = psutil.Process()
-    before = process.memory_info().rss
+def memory(results: harness.Results, path: Path | None, count: int, height: int, width: int) -> None:
+    """Peaks above the loaded network, each in a process of its own."""
     for repeat in (1, 2, 4):
-        settings, most = upscaler(network), 0
-        for _ in stream_of(settings).run(frames * repeat, range(len(frames) * repeat), 0):
-            most = max(most, process.memory_info().rss - before)
-        waited = settings.buffer.peak / 1e6
-        print(
-            f"  {len(frames) * repeat:5} frames in a stream: process grew by {most / 1e6:.0f} MB, {waited:.1f} MB wait"
-        )
+        peak, shelf = harness.in_fresh_process(peak_of_stream, path, repeat * count, height, width)
+        results.add(f"{repeat * count} frames in a stream", {"peak MB": peak, "offload buffer MB": shelf})
     for repeat in (1, 2):
-        whole_clip(network, frames * repeat)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-        print(f"  {len(frames) * repeat:5} frames at once: process grew by {peak / 1e6:.0f} MB")
+        peak = harness.in_fresh_process(peak_at_once, path, repeat * count, height, width)
+        results.add(f"{repeat * count} frames at once", {"peak MB": peak})
 
 
-def halo(network: UltraVSR, frames: list[Tensor]) -> None:
-    print("largest difference of a chunk of 4 frames with less context (0 for the full 24), pictures in [0, 1]")
+def peak_of_stream(path: Path | None, count: int, height: int, width: int) -> tuple[float, float]:
+    """Growth of the process and peak of the offload buffer, in MB."""
+    settings, frames = upscaler(load_network(path)), noise(count, height, width)
+    before = harness.peak_megabytes()
+    consume(stream_of(settings).run(frames, range(count), 0))
+    return harness.peak_megabytes() - before, settings.buffer.peak / 1e6
+
+
+def peak_at_once(path: Path | None, count: int, height: int, width: int) -> float:
+    """Growth of the process in MB."""
+    network, frames = load_network(path), noise(count, height, width)
+    before = harness.peak_megabytes()
+    whole_clip(network, frames)
+    return harness.peak_megabytes() - before
+
+
+def context(results: harness.Results, network: UltraVSR, frames: list[Tensor]) -> None:
+    """Largest difference of a chunk of 4 frames with less than full context, pictures in [0, 1]."""
     middle = len(frames) // 2
     exact: Tensor | None = None
-    for context in (REACH, 16, 8, 4, 2, 0):
-        first = max(middle - context, 0)
-        stretch = frames[first : middle + 4 + context]
-        pictures = stream_of(upscaler(network)).run(stretch, range(middle - first, middle - first + 4), 0)
+    for count in (REACH, 16, 8, 4, 2, 0):
+        first = max(middle - count, 0)
+        pictures = upscaler(network).upscale(
+            frames[first : middle + 4 + count], range(middle - first, middle - first + 4)
+        )
         result = torch.cat([restored.picture for restored in pictures])
         exact = result if exact is None else exact
-        print(f"  {context:3} frames: {(result - exact).abs().max():.1e}")
+        results.add(f"{count} frames of context", {"difference": float((result - exact).abs().max())})
 
 
-def full_size() -> None:
-    print("the full configuration, counted (fp16, per frame)", flush=True)
-    with torch.device("meta"), torch.inference_mode():
+@torch.inference_mode()
+def full_size(results: harness.Results) -> None:
+    """The full configuration in fp16, a frame, by size of the latents: operations, and memory of a stream."""
+    with torch.device("meta"):
         network = build(FULL).half()
         prompt = torch.zeros(1, 77, 1024, dtype=torch.half)
+        unet, decoder = network.unet_steps(520, prompt), network.decoder_steps()
         for height, width in ((90, 160), (180, 320), (96, 96), (64, 64)):
             latents = torch.zeros(1, 4, height, width, dtype=torch.half)
             frame = torch.zeros(1, 3, 8 * height, 8 * width, dtype=torch.half)
-            unet, decoder = network.unet_steps(520, prompt), network.decoder_steps()
-            tera = []
-            for work in (
-                lambda frame=frame: network.encode(frame),
-                lambda steps=unet, latents=latents: run_whole(steps, latents),
-                lambda steps=decoder, latents=latents: run_whole(steps, latents),
-            ):
-                with FlopCounterMode(display=False) as counter:
-                    work()
-                tera.append(counter.get_total_flops() / 1e12)
+            works = {
+                "encoder": partial(network.encode, frame),
+                "UNet": partial(run_whole, unet, latents),
+                "decoder": partial(run_whole, decoder, latents),
+            }
+            case = f"{8 * width}x{8 * height}"
+            tera = {f"{name} TFLOP": teraflop(work) for name, work in works.items()}
+            results.add(case, {**tera, "sum TFLOP": sum(tera.values())})
+            if (height, width) in PAPER_SECONDS:
+                speed = sum(tera.values()) / PAPER_SECONDS[height, width]
+                results.add(f"{case}, in the paper on an RTX 8000", {"TFLOP/s": speed})
             enter = unet[0]
             assert callable(enter)
-            first = enter(latents, Skips()).nbytes
-            parts = waiting(unet, latents), waiting(decoder, latents)
-            print(f"  latents {height}x{width}, pictures {8 * height}x{8 * width}")
-            print(f"    encoder {tera[0]:.2f}, UNet {tera[1]:.2f}, decoder {tera[2]:.2f}: {sum(tera):.2f} TFLOP")
+            waits = {"UNet": waiting(unet, latents), "decoder": waiting(decoder, latents)}
+            figures = {
+                "UNet skips MB": waits["UNet"].skips / 1e6,
+                "first features MB": enter(latents, Skips()).nbytes / 1e6,
+            }
+            inputs = {f"shift {n} MB": count / 1e6 for n, count in enumerate(waits["decoder"].inputs)}
+            results.add(f"{case}, buffers", {**figures, **inputs})
+            results.add(f"{case}, a stream", {f"{name} GB": wait.stream / 1e9 for name, wait in waits.items()})
             if (height, width) in PAPER_SECONDS:
-                known = PAPER_SECONDS[height, width]
-                print(f"    the paper's {known} s on an RTX 8000 is {sum(tera) / known:.1f} TFLOP/s")
-            inputs = " / ".join(f"{count / 1e6:.1f}" for count in parts[1].inputs)
-            print(f"    UNet skips {parts[0].skips / 1e6:.1f} MB, first features {first / 1e6:.1f} MB")
-            print(f"    decoder inputs of temporal shift {inputs} MB")
-            streams = " and ".join(f"{part.stream / 1e9:.2f}" for part in parts)
-            print(f"    a stream keeps {streams} GB (UNet, decoder), for clips of any length")
-            if (height, width) in PAPER_SECONDS:
-                tiled("UNet", unet, height, width, overlap=32)
-                tiled("decoder", decoder, height, width, overlap=16)
+                tiled(results, f"{case}, UNet", unet, height, width, overlap=32)
+                tiled(results, f"{case}, decoder", decoder, height, width, overlap=16)
 
 
-def tiled(name: str, steps: list[Step], height: int, width: int, *, overlap: int) -> None:
+def teraflop(work: Callable[[], object]) -> float:
+    """Operations of one call."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops()) / 1e12
+
+
+def tiled(results: harness.Results, case: str, steps: list[Step], height: int, width: int, *, overlap: int) -> None:
     """The same in tiles of 96."""
     tiles = Tiles(height, width, tile=(96, 96), overlap=overlap)
     latents = torch.zeros(1, 4, *tiles.size, dtype=torch.half)
-    kept = len(tiles) * waiting(steps, latents).stream / 1e9
-    with FlopCounterMode(display=False) as counter:
-        run_whole(steps, latents)
-    work = len(tiles) * counter.get_total_flops() / 1e12
-    print(f"    {name} in {len(tiles)} tiles of {tiles.size}: {work:.2f} TFLOP, a stream keeps {kept:.2f} GB")
+    figures = {
+        "TFLOP": len(tiles) * teraflop(lambda: run_whole(steps, latents)),
+        "stream GB": len(tiles) * waiting(steps, latents).stream / 1e9,
+    }
+    results.add(f"{case}, {len(tiles)} tiles of {tiles.size}", figures)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    parser = harness.arguments(__doc__)
     parser.add_argument("--frames", type=int, default=36)
     parser.add_argument("--size", default="48x64", help="height x width of the input frames")
-    parser.add_argument("--weights", help="a compact network; random weights without it")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--weights", type=Path, help="a compact network; random weights without it")
     arguments = parser.parse_args()
     height, width = map(int, arguments.size.split("x"))
-    network = load_compact(arguments.weights) if arguments.weights else tiny_network()
-    generator = torch.Generator().manual_seed(0)
-    frames = list(torch.rand(arguments.frames, 3, height, width, generator=generator))
-    memory(network, frames)
-    timing(network, frames)
-    halo(network, frames)
-    full_size()
+    results = harness.Results("ultra", arguments.csv)
+    memory(results, arguments.weights, arguments.frames, height, width)
+    network, frames = load_network(arguments.weights), noise(arguments.frames, height, width)
+    timing(results, network, frames, arguments.rounds)
+    context(results, network, frames)
+    full_size(results)
 
 
 if __name__ == "__main__":
