@@ -127,9 +127,8 @@ def context(results: harness.Results, network: UltraVSR, frames: list[Tensor]) -
     exact: Tensor | None = None
     for count in (REACH, 16, 8, 4, 2, 0):
         first = max(middle - count, 0)
-        pictures = upscaler(network).upscale(
-            frames[first : middle + 4 + count], range(middle - first, middle - first + 4)
-        )
+        emit = range(middle - first, middle - first + 4)
+        pictures = stream_of(upscaler(network)).run(frames[first : middle + 4 + count], emit, 0)
         result = torch.cat([restored.picture for restored in pictures])
         exact = result if exact is None else exact
         results.add(f"{count} frames of context", {"difference": float((result - exact).abs().max())})
