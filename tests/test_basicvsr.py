@@ -10,6 +10,7 @@ from torch import Tensor
 from vsvsr import weights
 from vsvsr.errors import UserError
 from vsvsr.models.basicvsr import BasicVSR, from_openmmlab, load
+from vsvsr.models.common.offload import OffloadBuffer
 
 GOLDEN = Path(__file__).parent / "data" / "basicvsr_reds4_bikes.safetensors"
 
@@ -46,7 +47,7 @@ def test_upscaling_a_stretch_gives_the_frames_of_the_whole_clip_that_see_the_sam
 ) -> None:
     whole = torch.stack(list(network.upscale(frames, range(5))))
     torch.testing.assert_close(whole, golden["output"][0], atol=1e-4, rtol=0)
-    part = torch.stack(list(network.upscale(frames, range(1, 3), offload=True)))
+    part = torch.stack(list(network.upscale(frames, range(1, 3), buffer=OffloadBuffer(0))))
     torch.testing.assert_close(part, whole[1:3], atol=0, rtol=0)
     shortened = torch.stack(list(network.upscale(frames[:4], range(1, 3))))
     assert (shortened - whole[1:3]).abs().max() > 1e-4

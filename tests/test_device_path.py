@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.test_planes import memory
 from vsvsr.bridge import FilterInstance
+from vsvsr.engine.chunked import ChunkedNetwork
 from vsvsr.engine.graph import StepGraph
 from vsvsr.engine.memory import fit_tiles
 from vsvsr.engine.planes import Planes
@@ -34,6 +35,7 @@ from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.fastreal import FastRealSettings
 from vsvsr.filters.fastreal import create as create_fastreal
+from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.session import FilterSession
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR, load_fastreal
 from vsvsr.streaming import Source
@@ -323,6 +325,41 @@ class TestMemory:
         opened = create_fastreal(FastRealSettings(model_path=str(tiny_fastreal)), CLIP)
         assert opened.device == meta
         assert rehearsed == [("vsvsr meta", 400, 300)]
+
+    @pytest.mark.parametrize(("given", "budget"), [({}, 3_000_000_000), ({"feature_cache": 5}, 5_000_000)])
+    def test_every_chunked_filter_takes_its_feature_cache_from_what_is_free_when_it_has_rehearsed(
+        self,
+        given: dict[str, int],
+        budget: int,
+        tiny_mia: Path,
+        skip_weights: Path,
+        tiny_ultra: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Whatever ``state_cache`` is."""
+        rehearsed = []
+        models: list[Any] = []
+
+        def free(device: torch.device) -> tuple[int, int]:
+            assert device == torch.device("meta")
+            return 9_000_000_000 if rehearsed else 24_000_000_000, 24_000_000_000
+
+        def session(model: object, **arguments: object) -> None:
+            models.append(model)
+
+        monkeypatch.setattr(ChunkedNetwork, "rehearse", lambda self, width, height: rehearsed.append(self))
+        monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: torch.device("meta"))
+        monkeypatch.setattr("vsvsr.engine.chunked.transfer", lambda device, dtype: HostTransfer(dtype))
+        monkeypatch.setattr("vsvsr.engine.continued.transfer", lambda device, dtype: HostTransfer(dtype))
+        monkeypatch.setattr("vsvsr.filters.session.ChunkedSession", session)
+        monkeypatch.setattr("vsvsr.streaming.ChunkedSession", session)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+        for name, path in (("Skip", skip_weights), ("MIA", tiny_mia), ("Ultra", tiny_ultra)):
+            definition = FILTERS[name]
+            definition.create(definition.settings(model_path=str(path), state_cache=1, **given), CLIP)
+        skip, mia, ultra = models
+        assert rehearsed == [skip, mia]
+        assert [skip.budget, mia.budget, ultra.model.budget] == [budget] * 3
 
 
 class Hungry:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.pixels import planes
 from vsvsr.errors import UserError
+from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.mia import MIAVSR, Gate, KeepRatios, MaskSite, load, refreshing_gate, threshold_gate
 from vsvsr.models.mia.alignment import patch_align
 from vsvsr.models.mia.block import relative_position_index
@@ -321,7 +322,7 @@ def test_a_stretch_emits_the_frames_that_are_asked_for() -> None:
     frames = clip(4, 64, 66)
     with torch.inference_mode():
         whole = list(network.features(frames.unbind(1), range(4)))
-        part = list(network.features(frames.unbind(1), range(1, 3), offload=True))
+        part = list(network.features(frames.unbind(1), range(1, 3), buffer=OffloadBuffer(0)))
         assert len(part) == 2
         assert torch.equal(part[0], whole[1])
         assert torch.equal(part[1], whole[2])

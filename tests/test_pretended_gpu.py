@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vsvsr.engine.chunked import ChunkedNetwork
+from vsvsr.engine.memory import feature_budget
+from vsvsr.engine.tiling import TileGrid
 from vsvsr.models.common import Write
+from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.models.mia import MIAVSR
 from vsvsr.models.skipvsr import SkipVSR
@@ -108,3 +112,58 @@ def test_a_network_stays_on_its_gpu_and_takes_the_kernels(
         written = [write(picture.unbind()) for write in run(network, frames)]
     assert written
     assert asked.kernels == kernels
+
+
+FEATURE = 64 * 180 * 320 * 4
+"""Bytes of one frame's features of Skip at 320x180 in fp32: 14.7 MB."""
+
+
+def run_skip(free: int, given: int | None, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Bytes that were moved to the host, and the most that waited on a GPU with ``free`` bytes, for 30 frames."""
+    buffers = []
+
+    class Noted(OffloadBuffer):
+        def __init__(self, budget: int | None = None) -> None:
+            super().__init__(budget)
+            buffers.append(self)
+
+    monkeypatch.setattr("vsvsr.engine.chunked.OffloadBuffer", Noted)
+    monkeypatch.setattr("vsvsr.engine.chunked.transfer", lambda device, dtype: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24_000_000_000))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    device = torch.device("cuda", 0)
+    skip = SkipVSR().eval().requires_grad_(False)
+    # What is in the features plays no part.
+    monkeypatch.setattr(SkipVSR, "step", lambda self, trunk, frame, *rest: frame.new_empty(1, 64, *frame.shape[-2:]))
+    with FakeTensorMode(), torch.inference_mode(), Quarter(True):
+        pretend(skip)
+        tiles = TileGrid(320, 180, (0, 0), 16, smallest=16, scale=4)
+        network = ChunkedNetwork(skip.chunk, device, torch.float32, tiles, FEATURE)
+        network.budget = feature_budget(given, device)
+        frames = [torch.empty(1, 3, 180, 320, device=device) for _ in range(30)]
+        for _ in network.run(frames, range(30), 0):
+            pass
+    (buffer,) = buffers
+    assert buffer.held == 0
+    return buffer.offloaded, buffer.peak
+
+
+def test_features_stay_on_a_gpu_that_has_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """442 MB, more than the default ``state_cache``."""
+    assert run_skip(8_000_000_000, None, monkeypatch) == (0, 30 * FEATURE)
+
+
+def test_features_beyond_a_third_of_the_free_memory_wait_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_skip(600_000_000, None, monkeypatch) == (17 * FEATURE, 13 * FEATURE)
+
+
+@pytest.mark.parametrize(("megabytes", "kept"), [(0, 0), (100, 6), (1000, 30)])
+def test_the_feature_cache_that_is_given_is_kept_whatever_is_free(
+    megabytes: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_skip(600_000_000, megabytes, monkeypatch) == ((30 - kept) * FEATURE, kept * FEATURE)
+
+
+def test_on_the_cpu_there_is_nothing_to_offload() -> None:
+    assert feature_budget(None, torch.device("cpu")) is None
+    assert feature_budget(0, torch.device("cpu")) is None

@@ -73,6 +73,7 @@ def Skip(
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
+    feature_cache: int | None = None,
     scene_change: bool | None = None,
     threshold: float | None = None,
     budget: float | None = None,
@@ -94,6 +95,8 @@ def Skip(
         overlap: frames of context before and after a chunk; 0 or more frames; default 5.
         state_cache: memory for finished frames that may be asked for again; changes no pixel; 0 or more megabytes;
             default 256.
+        feature_cache: features of a chunk that may wait on the GPU, the others wait in host memory; changes no pixel; 0
+            or more megabytes; default a third of the memory that is free on the GPU at construction.
         scene_change: end chunks at frames with the property ``_SceneChangePrev``; use any scene detector before;
             default True.
         threshold: blocks run where the execution confidence is at least this; 0 = everywhere, which is BasicVSR itself;
@@ -124,6 +127,7 @@ def MIA(
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
+    feature_cache: int | None = None,
     scene_change: bool | None = None,
     mask: bool | None = None,
     refresh: int | None = None,
@@ -143,6 +147,8 @@ def MIA(
         overlap: frames of context before and after a chunk; 0 or more frames; default 5.
         state_cache: memory for finished frames that may be asked for again; changes no pixel; 0 or more megabytes;
             default 256.
+        feature_cache: features of a chunk that may wait on the GPU, the others wait in host memory; changes no pixel; 0
+            or more megabytes; default a third of the memory that is free on the GPU at construction.
         scene_change: end chunks at frames with the property ``_SceneChangePrev``; use any scene detector before;
             default True.
         mask: repeat what a block did one frame before where its input has hardly changed; default True.
@@ -169,13 +175,13 @@ def Ultra(
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
+    feature_cache: int | None = None,
     scene_change: bool | None = None,
     base_path: "str | PathLike[str] | None" = None,
     prompt: str | None = None,
     degradation: float | None = None,
     clip_iqa_path: "str | PathLike[str] | None" = None,
     colour: Literal["wavelet", "adain", "none"] | None = None,
-    feature_cache: int | None = None,
 ) -> "vs.VideoNode":
     """UltraVSR: one diffusion step with temporal shift, with the authors' weights on Stable Diffusion 2.1-base.
 
@@ -192,6 +198,8 @@ def Ultra(
             seek in; 0 or more frames; default 24.
         state_cache: memory for finished frames that may be asked for again; changes no pixel; 0 or more megabytes;
             default 256.
+        feature_cache: features of a chunk that may wait on the GPU, the others wait in host memory; changes no pixel; 0
+            or more megabytes; default a third of the memory that is free on the GPU at construction.
         scene_change: end chunks at frames with the property ``_SceneChangePrev``; use any scene detector before;
             default True.
         base_path: Stable Diffusion 2.1-base in the layout of diffusers; the authors' file needs it; an existing folder.
@@ -201,8 +209,6 @@ def Ultra(
         clip_iqa_path: instead of ``degradation``, OpenAI's CLIP RN50 as safetensors, which measures it on five frames
             of the clip; an existing file.
         colour: how the result gets the colours of the source; wavelet or adain or none; default wavelet.
-        feature_cache: features that may wait on the device, the others wait in host memory; 0 or more megabytes;
-            default no limit.
 
     Returns:
         The clip enlarged by the scale of the weights, in its own format. Frame n depends on the clip and the

@@ -11,13 +11,20 @@ from vsvsr.engine.planes import Planes
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.transfer import transfer
 from vsvsr.models.common import Write
+from vsvsr.models.common.offload import OffloadBuffer
 
 
 class Chunks(Protocol):
     """What a network offers that looks both ways."""
 
-    def __call__(self, frames: Sequence[Tensor], emit: range) -> Iterator[Write]:
-        """The frames in ``emit``, one by one, as functions that write them; ``frames`` are ``(1, 3, h, w)``."""
+    def __call__(self, frames: Sequence[Tensor], emit: range, *, buffer: OffloadBuffer) -> Iterator[Write]:
+        """The frames in ``emit``, one by one, as functions that write them.
+
+        Args:
+            frames: a stretch of the clip, ``(1, 3, h, w)`` each.
+            emit: indices into ``frames``.
+            buffer: where features wait.
+        """
         ...
 
 
@@ -30,6 +37,10 @@ class ChunkedNetwork:
         dtype: what it computes in.
         tiles: spatial tiles, each of which is a clip of its own.
         result_size: bytes that a frame takes before it is written.
+
+    Attributes:
+        budget: bytes of a chunk's features that may wait on the device, the others wait in host memory; None = no
+            limit.
     """
 
     def __init__(
@@ -41,6 +52,7 @@ class ChunkedNetwork:
         self._tiles = tiles
         self._transfer = transfer(device, dtype)
         self._result_size = result_size
+        self.budget: int | None = None
 
     def read(self, frame: Planes) -> Tensor:
         """See `ChunkModel.read`."""
@@ -48,8 +60,9 @@ class ChunkedNetwork:
 
     def run(self, pictures: Sequence[Tensor], emit: range, first: int) -> Iterator[tuple[Write, ...]]:
         """See `ChunkModel.run`."""
+        buffer = OffloadBuffer(self.budget)
         cut = zip(*(self._tiles.cut(picture) for picture in pictures), strict=True)
-        return zip(*(self._chunks(part, emit) for part in cut), strict=True)
+        return zip(*(self._chunks(part, emit, buffer=buffer) for part in cut), strict=True)
 
     def render(self, result: tuple[Write, ...], output: Planes) -> None:
         """See `ChunkModel.render`."""

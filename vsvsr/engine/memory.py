@@ -1,4 +1,4 @@
-"""Tiles small enough for the device's memory."""
+"""What fits into the device's memory: tiles, and features that wait."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -46,6 +46,24 @@ def fit_tiles[Model](
             "the device's memory is too small for tile=%s, using %s; give that to have it everywhere", tile, tried
         )
     return model
+
+
+def feature_budget(megabytes: int | None, device: torch.device) -> int | None:
+    """Bytes of waiting features that a chunk may keep on the device, the others wait in host memory; None = no limit.
+
+    Called at construction, when the network has made its dry run and holds the memory it works in. By default a third
+    of what is free then: where two readers take turns, two chunks are at work.
+
+    Args:
+        megabytes: what the user wants.
+        device: where the network is; on the CPU there is nothing to offload.
+    """
+    if device.type == "cpu":
+        return None
+    if megabytes is not None:
+        return megabytes * 1_000_000
+    free, _ = torch.cuda.mem_get_info(device)
+    return free // 3
 
 
 def _halved(width: int, height: int, tile: Sequence[int], smallest: int) -> tuple[int, int] | None:

@@ -35,9 +35,10 @@ def create(settings: MIASettings, clip: Clip) -> "FilterSession":
     from torch import Tensor
 
     from vsvsr.engine.device import choose_device, compute_type
-    from vsvsr.filters.session import offloads, open_chunked
+    from vsvsr.filters.session import open_chunked
     from vsvsr.filters.weights import find_weights
     from vsvsr.models.common import Write
+    from vsvsr.models.common.offload import OffloadBuffer
     from vsvsr.models.mia import load, refreshing_gate, threshold_gate
 
     if not settings.model_path and not settings.model:
@@ -52,11 +53,9 @@ def create(settings: MIASettings, clip: Clip) -> "FilterSession":
         network.half()
     gate = refreshing_gate(settings.refresh) if settings.refresh else threshold_gate
     size = clip.width * clip.height * dtype.itemsize
-    stretch = settings.length + 2 * settings.overlap
-    offload = offloads(settings, device, stretch * size * network.conv_first.out_channels)
 
-    def chunks(frames: Sequence[Tensor], emit: range) -> Iterator[Write]:
-        features = network.features(frames, emit, offload=offload, gate=gate)
+    def chunks(frames: Sequence[Tensor], emit: range, *, buffer: OffloadBuffer) -> Iterator[Write]:
+        features = network.features(frames, emit, buffer=buffer, gate=gate)
         for i, x in zip(emit, features, strict=True):
             yield partial(network.render, x, frames[i])
 

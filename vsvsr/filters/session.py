@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from vsvsr.engine.chunked import ChunkedNetwork, Chunks
-from vsvsr.engine.memory import fit_tiles
+from vsvsr.engine.memory import feature_budget, fit_tiles
 from vsvsr.engine.planes import Planes
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.worker import worker_of
@@ -60,8 +60,10 @@ def open_chunked(
             worker_of(device).run(partial(model.rehearse, clip.width, clip.height))
         return model
 
+    model = fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE)
+    model.budget = feature_budget(settings.feature_cache, device)
     session = ChunkedSession(
-        fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE),
+        model,
         frames=clip.frames,
         length=settings.length,
         overlap=settings.overlap,
@@ -69,8 +71,3 @@ def open_chunked(
         scene_change=settings.scene_change,
     )
     return FilterSession(session, device, scale)
-
-
-def offloads(settings: ChunkedSettings, device: torch.device, size: int) -> bool:
-    """Whether a chunk's features of ``size`` bytes wait in host memory, to stay within the budget on the device."""
-    return device.type != "cpu" and size > settings.state_cache * 1_000_000

@@ -116,6 +116,15 @@ class ChunkedSettings(SharedSettings):
             "memory for finished frames that may be asked for again; changes no pixel", unit="megabytes", at_least=0
         ),
     ] = 256
+    feature_cache: Annotated[
+        int | None,
+        Argument(
+            "features of a chunk that may wait on the GPU, the others wait in host memory; changes no pixel",
+            unit="megabytes",
+            at_least=0,
+            otherwise="a third of the memory that is free on the GPU at construction",
+        ),
+    ] = None
     scene_change: Annotated[
         bool,
         Argument("end chunks at frames with the property `_SceneChangePrev`; use any scene detector before"),

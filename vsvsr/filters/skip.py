@@ -55,11 +55,9 @@ class SkipSettings(ChunkedSettings):
 
 def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     """Load the network and make its streaming session."""
-    from functools import partial
-
     from vsvsr import weights
     from vsvsr.engine.device import choose_device, compute_type
-    from vsvsr.filters.session import offloads, open_chunked
+    from vsvsr.filters.session import open_chunked
     from vsvsr.filters.weights import find_weights
     from vsvsr.models.skipvsr import SkipVSR, load
 
@@ -78,6 +76,4 @@ def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     if dtype.itemsize == 2:
         network.half()
     feature = clip.width * clip.height * network.fusion.out_channels * dtype.itemsize
-    offload = offloads(settings, device, settings.length * feature)
-    chunks = partial(network.chunk, offload=offload)
-    return open_chunked(chunks, settings, clip, device, dtype, scale=network.scale, result_size=feature)
+    return open_chunked(network.chunk, settings, clip, device, dtype, scale=network.scale, result_size=feature)

@@ -71,15 +71,6 @@ class UltraSettings(ChunkedSettings):
         str,
         Argument("how the result gets the colours of the source", choices=("wavelet", "adain", "none")),
     ] = "wavelet"
-    feature_cache: Annotated[
-        int | None,
-        Argument(
-            "features that may wait on the device, the others wait in host memory",
-            unit="megabytes",
-            at_least=0,
-            otherwise="no limit",
-        ),
-    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,6 +86,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
 
     from vsvsr.engine.continued import ContinuedNetwork
     from vsvsr.engine.device import choose_device, compute_type
+    from vsvsr.engine.memory import feature_budget
     from vsvsr.engine.planes import read
     from vsvsr.filters.session import FilterSession
     from vsvsr.models.ultra import Restored, Upscaler
@@ -106,6 +98,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     dtype = compute_type(clip.format, device)
     network, prompt = _load(settings)
     network.to(device, dtype)
+    budget = feature_budget(settings.feature_cache, device)
 
     def upscaler(degradation: float) -> Upscaler:
         return Upscaler(
@@ -116,7 +109,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
             # Latents have half the sides of the source.
             tile=(settings.tile[1] // 16 * 8, settings.tile[0] // 16 * 8),
             overlap=settings.tile_pad,
-            budget=None if settings.feature_cache is None else settings.feature_cache * 1_000_000,
+            budget=budget,
         )
 
     model = ContinuedNetwork[Restored](device, dtype)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr.models.common import PixelShuffleHead, ResidualBlocksWithInputConv, SPyNet, Write
+from vsvsr.models.common.offload import Buffered, OffloadBuffer
 from vsvsr.models.common.padding import extend
 from vsvsr.ops import flow_warp
 
@@ -44,7 +45,7 @@ class BasicVSR(PixelShuffleHead):
         return torch.stack([self.reconstruct(self.fuse(states), frame) for states, frame in pairs], dim=1)
 
     @torch.no_grad()
-    def chunk(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Write]:
+    def chunk(self, frames: Sequence[Tensor], emit: range, *, buffer: OffloadBuffer | None = None) -> Iterator[Write]:
         """Upscale the frames in ``emit``, one by one in order; nothing of one call is left for the next.
 
         The first ``next`` runs the backward pass, each one a step of the forward pass. Frames after ``emit`` are seen
@@ -53,43 +54,52 @@ class BasicVSR(PixelShuffleHead):
         Args:
             frames: a stretch of the clip, each ``(1, 3, h, w)``, RGB in [0, 1].
             emit: a non-empty range of indices with step 1.
-            offload: keep the backward pass's features, ``256 h w`` bytes a frame in fp32, in host memory.
+            buffer: where the backward pass's features wait, ``256 h w`` bytes a frame in fp32; by default on the
+                device.
 
         Returns:
             For each frame a function that writes it into three planes: R, G and B, each ``(4h, 4w)`` with any strides,
             type and device. It may be called at any time, and again; it holds ``256 h w`` bytes.
         """
         height, width = frames[0].shape[-2:]
-        passes = self.passes([extend(frame) for frame in frames], emit, offload=offload)
+        passes = self.passes([extend(frame) for frame in frames], emit, buffer=buffer)
         for i, states in zip(emit, passes, strict=True):
             yield partial(self.render, self.fuse(states)[..., :height, :width], frames[i])
 
-    def upscale(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Tensor]:
+    def upscale(
+        self, frames: Sequence[Tensor], emit: range, *, buffer: OffloadBuffer | None = None
+    ) -> Iterator[Tensor]:
         """``chunk`` with ``(3, h, w)`` frames, into fresh tensors ``(3, 4h, 4w)``, not clamped."""
         _, height, width = frames[0].shape
-        for write in self.chunk([frame[None] for frame in frames], emit, offload=offload):
+        for write in self.chunk([frame[None] for frame in frames], emit, buffer=buffer):
             upscaled = frames[0].new_empty(3, 4 * height, 4 * width)
             write(upscaled.unbind(0))
             yield upscaled
 
     def passes(
-        self, frames: Sequence[Tensor], emit: range, *, split: Split | None = None, offload: bool = False
+        self,
+        frames: Sequence[Tensor],
+        emit: range,
+        *,
+        split: Split | None = None,
+        buffer: OffloadBuffer | None = None,
     ) -> Iterator[Tensor]:
         """Both passes over ``frames`` ``(n, 3, h, w)``: their states ``(n, 128, h, w)`` for each frame of ``emit``.
 
         Flows are those of whole frames; with ``split`` everything else runs on what it makes of frames and flows.
         """
-        kept: list[Tensor] = []
+        buffer = buffer or OffloadBuffer()
+        kept: list[Buffered] = []
         trunk, state = self.trunk("backward"), None
         for i in range(len(frames) - 1, emit.start - 1, -1):
             state = self.step(trunk, frames[i], frames[i + 1] if state is not None else None, state, split)
             if i in emit:
-                kept.append(state.to("cpu") if offload else state)
+                kept.append(buffer.put(state))
         trunk, state = self.trunk("forward"), None
         for i in range(emit.stop):
             state = self.step(trunk, frames[i], frames[i - 1] if state is not None else None, state, split)
             if i in emit:
-                yield torch.cat((kept.pop().to(state.device), state), dim=1)
+                yield torch.cat((buffer.take(kept.pop()), state), dim=1)
 
     def fuse(self, states: Tensor) -> Tensor:
         """The states of both passes ``(n, 128, h, w)`` to the features of the picture ``(n, 64, h, w)``."""

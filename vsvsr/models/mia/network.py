@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vsvsr.models.common import PixelShuffleHead, SPyNet
+from vsvsr.models.common.offload import Buffered, OffloadBuffer
 from vsvsr.models.common.padding import extend
 from vsvsr.models.mia.alignment import patch_align
 from vsvsr.models.mia.block import BlockMemory
@@ -83,7 +84,7 @@ class MIAVSR(PixelShuffleHead):
         frames: Sequence[Tensor],
         emit: range,
         *,
-        offload: bool = False,
+        buffer: OffloadBuffer | None = None,
         gate: Gate = threshold_gate,
         sparse: bool = True,
     ) -> Iterator[Tensor]:
@@ -95,7 +96,7 @@ class MIAVSR(PixelShuffleHead):
         Args:
             frames: a stretch of the clip, each ``(n, 3, h, w)``, RGB in [0, 1].
             emit: a non-empty range of indices with step 1.
-            offload: keep the feature maps of all frames but the current ones in host memory.
+            buffer: where the feature maps of all frames but the current ones wait; by default on the device.
             gate: decides the masks.
             sparse: see `forward`.
 
@@ -105,19 +106,19 @@ class MIAVSR(PixelShuffleHead):
         height, width = frames[0].shape[-2:]
         frames = [extend(frame) for frame in frames]
         forward, backward = self.flows(frames)
-        store = _to_host if offload else _leave
-        features = [store(self.conv_first(frame).permute(0, 2, 3, 1).contiguous()) for frame in frames]
+        buffer = buffer or OffloadBuffer()
+        features = [buffer.put(self.conv_first(frame).permute(0, 2, 3, 1).contiguous()) for frame in frames]
         last = MODULES[-1]
         for name in MODULES[:-1]:
             flows = backward if name.startswith("backward") else forward
-            features = [store(x) for x in self._propagate(name, features, flows, gate, sparse)]
+            features = [buffer.put(x) for x in self._propagate(name, features, buffer, flows, gate, sparse)]
             if name.startswith("backward"):
                 features.reverse()
-        del features[emit.stop :]
-        device = frames[0].device
-        for i, x in enumerate(self._propagate(last, features, forward, gate, sparse)):
+        while len(features) > emit.stop:
+            buffer.discard(features.pop())
+        for i, x in enumerate(self._propagate(last, features, buffer, forward, gate, sparse)):
             if i >= emit.start:
-                x = self.conv_before_upsample(x.to(device).permute(0, 3, 1, 2))
+                x = self.conv_before_upsample(x.permute(0, 3, 1, 2))
                 yield x[..., :height, :width]
 
     def flows(self, frames: Sequence[Tensor]) -> tuple[Flows, Flows]:
@@ -134,27 +135,33 @@ class MIAVSR(PixelShuffleHead):
             return [self.spynet(b, a) for a, b in pairs], [self.spynet(a, b) for a, b in pairs]
 
     def upscale(
-        self, frames: Sequence[Tensor], emit: range, *, offload: bool = False, gate: Gate = threshold_gate
+        self,
+        frames: Sequence[Tensor],
+        emit: range,
+        *,
+        buffer: OffloadBuffer | None = None,
+        gate: Gate = threshold_gate,
     ) -> Iterator[Tensor]:
         """The frames in ``emit`` as ``(3, 4h, 4w)``, one by one; ``frames`` are ``(3, h, w)``. See ``features``."""
         batches = [frame[None] for frame in frames]
-        for i, features in zip(emit, self.features(batches, emit, offload=offload, gate=gate), strict=True):
+        for i, features in zip(emit, self.features(batches, emit, buffer=buffer, gate=gate), strict=True):
             height, width = frames[i].shape[-2:]
             upscaled = features.new_empty(3, 4 * height, 4 * width)
             self.render(features, batches[i], upscaled.unbind(0))
             yield upscaled
 
-    def _propagate(self, name: str, features: list[Tensor], flows: Flows, gate: Gate, sparse: bool) -> Iterator[Tensor]:
+    def _propagate(
+        self, name: str, features: list[Buffered], buffer: OffloadBuffer, flows: Flows, gate: Gate, sparse: bool
+    ) -> Iterator[Tensor]:
         """One pass: refined features in the order of the walk, ``(n, h, w, c)``; empties ``features`` on its way."""
         module = self.patch_align[name]
-        device = self.conv_first.weight.device
         memories: list[BlockMemory | None] = [None] * self.blocks
         backward = name.startswith("backward")
         steps = flows[::-1] if backward else flows
         before: list[Tensor] = []
         before_flow: Tensor | None = None
         for step in range(len(features)):
-            current = features.pop(-1 if backward else 0).to(device)
+            current = buffer.take(features.pop(-1 if backward else 0))
             aligned = [current, current]
             if step > 0:
                 flow = steps[step - 1]
@@ -169,11 +176,3 @@ class MIAVSR(PixelShuffleHead):
 
 def _at(gate: Gate, name: str, step: int) -> Callable[[int, Tensor], Tensor]:
     return lambda block, logits: gate(MaskSite(name, step, block), logits)
-
-
-def _to_host(x: Tensor) -> Tensor:
-    return x.to("cpu")
-
-
-def _leave(x: Tensor) -> Tensor:
-    return x

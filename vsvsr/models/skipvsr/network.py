@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vsvsr.models.basicvsr.network import CHANNELS, BasicVSR, Direction, Trunk
 from vsvsr.models.common import Write
+from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.common.padding import extend
 from vsvsr.models.skipvsr.gate import GatedTrunk, Tally, TileGate
 from vsvsr.models.skipvsr.head import GatedHead
@@ -65,29 +66,29 @@ class SkipVSR(BasicVSR):
         return TileGate(estimator, self.threshold, tile)
 
     @torch.no_grad()
-    def chunk(self, frames: Sequence[Tensor], emit: range, *, offload: bool = False) -> Iterator[Write]:
+    def chunk(self, frames: Sequence[Tensor], emit: range, *, buffer: OffloadBuffer | None = None) -> Iterator[Write]:
         if self.mode == "patch":
-            yield from self._patches(frames, emit, offload)
+            yield from self._patches(frames, emit, buffer)
         elif self.threshold > 0 and self.hold:
-            yield from self._gated(frames, emit, offload)
+            yield from self._gated(frames, emit, buffer)
         else:
-            yield from super().chunk(frames, emit, offload=offload)
+            yield from super().chunk(frames, emit, buffer=buffer)
 
-    def _gated(self, frames: Sequence[Tensor], emit: range, offload: bool) -> Iterator[Write]:
+    def _gated(self, frames: Sequence[Tensor], emit: range, buffer: OffloadBuffer | None) -> Iterator[Write]:
         """Frame mode with a gate in front of the head as well; a result holds ``192 h w`` bytes."""
         height, width = frames[0].shape[-2:]
         gates = [self._gate("backward", FRAME_TILE), self._gate("forward", FRAME_TILE)]
         head = GatedHead(self, gates, FRAME_TILE, self.head_tally)
-        passes = self.passes([extend(frame) for frame in frames], emit, offload=offload)
+        passes = self.passes([extend(frame) for frame in frames], emit, buffer=buffer)
         for i, states in zip(emit, passes, strict=True):
             detail = head(states[..., :height, :width], self.fuse(states)[..., :height, :width])
             yield partial(self.add_base, detail, frames[i])
 
-    def _patches(self, frames: Sequence[Tensor], emit: range, offload: bool) -> Iterator[Write]:
+    def _patches(self, frames: Sequence[Tensor], emit: range, buffer: OffloadBuffer | None) -> Iterator[Write]:
         extended = [extend(frame) for frame in frames]
         height, width = extended[0].shape[-2:]
         grid = PatchGrid(height, width, frames[0].device)
-        passes = self.passes(extended, emit, split=grid.split, offload=offload)
+        passes = self.passes(extended, emit, split=grid.split, buffer=buffer)
         for i, states in zip(emit, passes, strict=True):
             yield partial(self._render_patches, self.fuse(states), extended[i], grid)
 
