@@ -16,32 +16,13 @@ import pytest
 import vapoursynth as vs
 
 from tests.clips import clip_path
+from tests.films import decode, ffmpeg, small
 from vsvsr.cli import doctor
 from vsvsr.cli.app import app
 from vsvsr.filters.registry import FILTERS
-from vsvsr.video.ffmpeg import find_ffmpeg
 from vsvsr.video.source import open_video
 
 TAGGED = "setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=limited"
-
-
-def ffmpeg(*arguments: str | Path) -> str:
-    command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-y", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def small(path: Path, *, vf: str = "null", options: tuple[str, ...] = (), frames: int = 8) -> Path:
-    """A small piece of a real film, with its sound, as ``path``."""
-    film = clip_path("bigbuckbunny.mp4")
-    video = ("-vf", f"scale=64:36,{vf}", "-fps_mode", "vfr", "-frames:v", str(frames))
-    ffmpeg("-t", str(frames / 12), "-i", film, *video, "-c:v", "libx264", "-c:a", "copy", *options, path)
-    return path
-
-
-def decode(path: Path) -> tuple[vs.VideoNode, list[Fraction]]:
-    """The frames of a file as they are in it, and their timestamps in seconds."""
-    opened = vs.core.bs.VideoSource(str(path), cachemode=0, exporttimestamps=1)
-    return opened["clip"], [Fraction(t * opened["timebasenum"], opened["timebaseden"]) for t in opened["timestamps"]]
 
 
 def tags(clip: vs.VideoNode) -> dict[str, int]:

@@ -5,6 +5,7 @@ import itertools
 import math
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -19,7 +20,8 @@ from scripts import evaluate_fastreal
 from scripts.evaluate_fastreal import degrade, open_truth, pictures, with_motion
 from vsvsr.cli.evaluate import app
 from vsvsr.errors import UserError
-from vsvsr.evaluation.compare import frame_scores, score, sheet
+from vsvsr.evaluation import compare
+from vsvsr.evaluation.compare import frame_scores, score, sheet, to_tensor
 from vsvsr.evaluation.metrics import flicker, luma, psnr, round_to_8_bit, ssim
 from vsvsr.evaluation.niqe import niqe
 from vsvsr.models.fastreal.flow import LightFlow
@@ -203,3 +205,63 @@ def test_scores_of_frames_without_a_truth_are_their_niqe() -> None:
     rows = list(frame_scores(clip, None))
     assert [row[0] for row in rows] == [None, None]
     assert rows[1][1] == pytest.approx(niqe(luma(round_to_8_bit(clip[1:]))[0, 0]))
+
+
+def evaluated(*arguments: object) -> list[list[str]]:
+    """Rows of the table that ``vsvsr evaluate`` prints."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=False)
+    assert result.exit_code == 0
+    return [line.split() for line in result.stdout.splitlines()[1:]]
+
+
+def test_untagged_hd_is_the_same_film_as_the_same_samples_tagged(film: Path, tmp_path: Path) -> None:
+    untagged, tagged = tmp_path / "untagged.mkv", tmp_path / "tagged.mkv"
+    larger = ["-vf", "scale=1040:64,format=yuv420p", "-frames:v", "1"]
+    run_ffmpeg(["-i", str(film), *larger, "-c:v", "libx264", "-qp", "0", str(untagged)])
+    bt709 = "colour_primaries=1:transfer_characteristics=1:matrix_coefficients=1:video_full_range_flag=0"
+    run_ffmpeg(["-i", str(untagged), "-c", "copy", "-bsf:v", f"h264_metadata={bt709}", str(tagged)])
+    ((name, *scores),) = evaluated(untagged, tagged)
+    assert (name, scores[:5]) == ("untagged", ["inf", "inf", "1.0000", "1.0000", "0.000"])
+
+
+def test_a_portrait_film_is_judged_upright(film: Path, tmp_path: Path) -> None:
+    portrait, upright = tmp_path / "portrait.mkv", tmp_path / "upright.mkv"
+    run_ffmpeg(["-display_rotation:v:0", "90", "-i", str(film), "-c", "copy", str(portrait)])
+    lossless = ["-c:v", "libx264", "-qp", "0"]
+    run_ffmpeg(["-i", str(film), "-vf", "transpose=cclock", *lossless, str(upright)])
+    ((_, psnr_y, *_),) = evaluated(portrait, upright, "--frames", 2)
+    assert float(psnr_y) > 45  # chroma lies elsewhere, by half a sample
+
+
+def test_folders_of_pictures_are_judged_like_films(film: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "000"
+    folder.mkdir()
+    run_ffmpeg(["-i", str(film), "-frames:v", "3", "-start_number", "0", str(folder / "%08d.png")])
+    ((name, psnr_y, *_),) = evaluated(folder, film, "--frames", 3)
+    assert name == "000"
+    assert float(psnr_y) > 45
+
+
+def test_few_frames_are_held_at_a_time_however_long_the_clip_is(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, most = 0, 0
+
+    def counted(frames: np.ndarray) -> Tensor:
+        nonlocal alive, most
+        tensor = to_tensor(frames)
+        alive += len(tensor)
+        most = max(most, alive)
+        weakref.finalize(tensor, freed)
+        return tensor
+
+    def freed() -> None:
+        nonlocal alive
+        alive -= 1
+
+    monkeypatch.setattr(compare, "to_tensor", counted)
+    outputs = ["--per-frame", tmp_path / "frames.csv", "--sheet", tmp_path / "sheet.png"]
+    rows = evaluated(film, film, "--source", film, "--frames", 7, *outputs)
+    assert [row[0] for row in rows] == ["film", "bicubic", "Lanczos"]
+    assert len((tmp_path / "frames.csv").read_text().splitlines()) == 1 + 3 * 7
+    assert most <= 6

@@ -33,7 +33,8 @@ from vsvsr.training.harness import Optimiser, Processes, RunFolder, train
 from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
 from vsvsr.training.recipes import fastreal, fastreal_gan
 from vsvsr.training.recurrent import Chunk, RecurrentTraining, open_clips, unroll, with_first_flow
-from vsvsr.video.ffmpeg import Codec, Deinterlacer, read_video, through_codec, through_fields
+from vsvsr.video.ffmpeg import Codec, Deinterlacer, through_codec, through_fields
+from vsvsr.video.source import Pictures, open_video
 
 DEINTERLACERS: tuple[Deinterlacer, ...] = ("bwdif", "yadif")
 TINY = dataclasses.replace(COMPACT, channels=8, rb2_blocks=1, key_channels=4)
@@ -119,7 +120,7 @@ def test_clips_are_cut_from_real_videos(sources: Path, tmp_path: Path) -> None:
     build_dataset(folder, tmp_path / "data", dataclasses.replace(DATA, clips=1))
     truth = np.load(tmp_path / "data/00000/gt.npy")
     assert not (tmp_path / "data/00000/motion.npy").exists()
-    video = read_video(folder / "pan.mkv")
+    video = np.stack(list(Pictures(open_video(folder / "pan.mkv").clip)))
     pieces = np.lib.stride_tricks.sliding_window_view(video[..., 0], (6, 96, 128))[..., ::24, ::32]
     assert (pieces == truth[:, ::24, ::32, 0]).all((-3, -2, -1)).sum() == 1
 

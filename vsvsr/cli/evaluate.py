@@ -8,6 +8,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from vsvsr.video.source import Pictures, open_video
+
 app = typer.Typer()
 
 
@@ -23,15 +25,15 @@ def evaluate(
     """PSNR and SSIM (Y and RGB) and flicker against the truth, NIQE without it."""
     from vsvsr.evaluation import compare
     from vsvsr.models.fastreal.flow import LightFlow
-    from vsvsr.video.ffmpeg import read_video
 
-    clips = {clip.stem: compare.to_tensor(read_video(clip, frames=frames))}
-    size = (clips[clip.stem].shape[2], clips[clip.stem].shape[3])
+    judged = _open(clip, frames)
+    size = judged.size
+    clips: dict[str, compare.Clip] = {clip.stem: compare.EightBitClip(judged)}
     if source is not None:
-        small = compare.to_tensor(read_video(source, frames=frames))
-        clips["bicubic"] = compare.enlarge(small, size, Image.Resampling.BICUBIC)
-        clips["Lanczos"] = compare.enlarge(small, size, Image.Resampling.LANCZOS)
-    reference = None if truth is None else compare.to_tensor(read_video(truth, frames=frames))
+        small = _open(source, frames)
+        clips["bicubic"] = compare.EightBitClip(small, compare.enlarged(size, Image.Resampling.BICUBIC))
+        clips["Lanczos"] = compare.EightBitClip(small, compare.enlarged(size, Image.Resampling.LANCZOS))
+    reference = None if truth is None else compare.EightBitClip(_open(truth, frames))
     table = Table("clip", "PSNR-Y", "PSNR", "SSIM-Y", "SSIM", "flicker", "NIQE", box=None, pad_edge=False)
     for name, pictures in clips.items():
         cells = ["", "", "", "", ""]
@@ -49,5 +51,9 @@ def evaluate(
             clips["truth"] = reference
         height, width = min(size[0], 240), min(size[1], 320)
         crop = ((size[1] - width) // 2, (size[0] - height) // 2, width, height)
-        length = len(clips[clip.stem])
+        length = len(judged)
         compare.sheet(clips, frames=sorted({0, length // 2, length - 1}), crop=crop).save(sheet)
+
+
+def _open(path: Path, frames: int) -> Pictures:
+    return Pictures(open_video(path).clip)[:frames]

@@ -1,10 +1,8 @@
 """Finding ffmpeg, and raw frames through it."""
 
-import re
 import shutil
 import subprocess
 import tempfile
-from pathlib import Path
 from typing import Literal
 
 import imageio_ffmpeg
@@ -33,40 +31,6 @@ def _ffmpeg(arguments: list[str], data: bytes | None = None) -> bytes:
     if done.returncode:
         raise UserError(f"ffmpeg failed: {' '.join(done.stderr.decode(errors='replace').split())[-300:]}")
     return done.stdout
-
-
-def video_size(path: Path) -> tuple[int, int]:
-    """Height and width of a video file.
-
-    Raises:
-        UserError: ffmpeg finds no video in the file.
-    """
-    command = [find_ffmpeg(), "-hide_banner", "-i", str(path)]
-    text = subprocess.run(command, capture_output=True, check=False).stderr.decode(errors="replace")
-    found = re.search(r"Video:.*?\b(\d{2,5})x(\d{2,5})\b", text)
-    if found is None:
-        raise UserError(f"{path} holds no video that ffmpeg can read")
-    return int(found[2]), int(found[1])
-
-
-def read_video(path: Path, *, first: int = 0, frames: int | None = None, filters: str | None = None) -> np.ndarray:
-    """Frames ``(t, h, w, 3)`` uint8 of a video file.
-
-    Args:
-        path: the file.
-        first: frames to leave out at the start.
-        frames: how many at most.
-        filters: of ffmpeg, on all frames; they keep the size.
-    """
-    height, width = video_size(path)
-    arguments = ["-threads", "1", "-i", str(path)]
-    chain = ([filters] if filters else []) + ([f"select=gte(n\\,{first})"] if first else [])
-    if chain:
-        arguments += ["-vf", ",".join(chain)]
-    if frames is not None:
-        arguments += ["-frames:v", str(frames)]
-    arguments += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    return np.frombuffer(bytearray(_ffmpeg(arguments)), np.uint8).reshape(-1, height, width, 3)
 
 
 def through_x264(frames: np.ndarray, *, crf: int, profile: str) -> np.ndarray:
@@ -121,6 +85,8 @@ def _through(frames: np.ndarray, codec: list[str], *, decode: str | None = None)
     height, width = frames.shape[1:3]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "25", "-i", "-"]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mkv"
-        _ffmpeg(["-y", *source, *codec, "-pix_fmt", "yuv420p", "-threads", "1", str(path)], frames.tobytes())
-        return read_video(path, filters=decode)
+        path = f"file:{folder}/clip.mkv"
+        _ffmpeg(["-y", *source, *codec, "-pix_fmt", "yuv420p", "-threads", "1", path], frames.tobytes())
+        back = ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        decoded = _ffmpeg(["-threads", "1", "-i", path, *(["-vf", decode] if decode else []), *back])
+    return np.frombuffer(bytearray(decoded), np.uint8).reshape(-1, height, width, 3)

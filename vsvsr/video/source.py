@@ -1,18 +1,24 @@
-"""Open a video file: its frames as RGB, when each is shown, and what a faithful copy must say about them."""
+"""Open a video: its frames as RGB, when each is shown, and what a faithful copy must say about them."""
 
 import logging
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 import platformdirs
 import vapoursynth as vs
 
 from vsvsr.errors import UserError
 from vsvsr.video.matroska import TIMESTAMPS_PER_SECOND, Colour
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 _UNSPECIFIED = 2  # in ITU-T H.273
 _BT709 = 1
@@ -22,23 +28,67 @@ _NO_TIMESTAMP = -(1 << 63)
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A video file opened for reading.
+    """A video opened for reading.
 
     Attributes:
-        clip: the decoded frames in RGBS.
+        path: the file, or the folder of an image sequence.
+        clip: the decoded frames in RGBS, turned as the file says.
         file_format: what the frames were decoded as; the output returns to it, in 8 or 10 bits.
         colour: tags of the file, the matrix never unspecified.
-        sample_aspect_ratio: width over height of one sample.
+        sample_aspect_ratio: width over height of one sample of ``clip``.
         timestamps: when each frame is shown, in nanoseconds, and one entry more: when the last one ends.
         time_base: unit of the file's own timestamps, in seconds.
     """
 
+    path: Path
     clip: vs.VideoNode
     file_format: vs.VideoFormat
     colour: Colour
     sample_aspect_ratio: Fraction
     timestamps: list[int]
     time_base: Fraction
+
+
+class Pictures:
+    """The frames of a clip in 8 bits, each decoded when it is asked for: arrays ``(h, w, 3)`` of uint8."""
+
+    def __init__(self, clip: vs.VideoNode) -> None:
+        self._clip = clip.resize.Point(format=vs.RGB24)
+        self.size = (clip.height, clip.width)
+
+    def __len__(self) -> int:
+        return int(self._clip.num_frames)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> "Pictures": ...
+
+    def __getitem__(self, index: int | slice) -> "np.ndarray | Pictures":
+        if isinstance(index, slice):
+            return Pictures(self._clip[index])
+        with one_line_errors(), self._clip[index].get_frame(0) as frame:
+            return _to_array(frame)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        with one_line_errors():
+            for frame in self._clip.frames(close=True):
+                yield _to_array(frame)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """VapourSynth's errors as `UserError`: their first line, or, of an exception in a script, the last."""
+    try:
+        yield
+    except vs.Error as error:
+        lines = str(error).strip().splitlines()
+        raise UserError(lines[-1 if lines[0].startswith("Traceback") else 0]) from None
+
+
+def _to_array(frame: vs.VideoFrame) -> np.ndarray:
+    return np.stack([np.asarray(frame[plane]) for plane in range(3)], axis=-1)
 
 
 class _Progress(logging.Handler):
@@ -54,42 +104,95 @@ class _Progress(logging.Handler):
             self.report(int(percent[1]))
 
 
-def open_video(path: Path, on_index: Callable[[int], None]) -> Source:
-    """Open ``path`` with BestSource.
+def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: None) -> Source:
+    """Open a video file, or a folder of numbered pictures, with BestSource.
 
     The first opening of a file decodes it once to index it; ``on_index`` hears how far that is, in percent.
     Untagged YUV is taken as BT.709 when it is wider than 1024 or higher than 576, else as BT.601, as players do.
 
     Raises:
-        UserError: BestSource is missing, the file holds no video that it can read, or the video is interlaced.
+        UserError: BestSource is missing, ``path`` holds no video that it can read, or the video is interlaced, changes
+            its size, or is to be shown turned by anything but right angles.
     """
     if not hasattr(vs.core, "bs"):
         raise UserError('the source filter BestSource is missing; run: pip install "vsvsr[cli]"')
     decoded, stamps, time_base = _decode(path, on_index)
-    props = decoded.get_frame(0).props
+    if decoded.format is None or decoded.width == 0:
+        raise UserError(f"{path} changes its size or format on the way; it must have one")
+    with one_line_errors():
+        props = decoded.get_frame(0).props
     if props.get("_FieldBased", 0):
         raise UserError(f"{path} is interlaced; deinterlace it first: ffmpeg -i {path} -vf bwdif DEINTERLACED.mkv")
     colour = _colour(decoded, props)
+    rotation = int(props.get("Rotation", 0))
+    if rotation % 90:
+        raise UserError(f"{path} is to be shown turned by {rotation} degrees; allowed are multiples of 90")
+    aspect = Fraction(props.get("_SARNum", 1) or 1, props.get("_SARDen", 1) or 1)
     return Source(
-        clip=_to_rgb(decoded, colour),
+        path=path,
+        # Turned only now: the chroma siting is that of the frame as it is in the file.
+        clip=_turn(_to_rgb(decoded, colour), rotation, flip=bool(props.get("FlipVertical", 0))),
         file_format=decoded.format,
         colour=colour,
-        sample_aspect_ratio=Fraction(props.get("_SARNum", 1) or 1, props.get("_SARDen", 1) or 1),
+        sample_aspect_ratio=aspect if rotation % 180 == 0 else 1 / aspect,
         timestamps=_timestamps(stamps, time_base, decoded.fps, decoded.num_frames),
         time_base=time_base,
     )
 
 
+def image_sequence(folder: Path) -> list[Path]:
+    """The pictures of a folder in the order of their numbers, as in ``000/00000000.png``, ``000/00000001.png``, ...
+
+    Raises:
+        UserError: there are no pictures, they are not named alike but for one number, or a number is missing.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found:
+        raise UserError(f"{folder} holds no pictures")
+    names = [_NUMBERED.fullmatch(path.name) for path in found]
+    matches = [match for match in names if match is not None]
+    if len(matches) < len(found) or len({(match[1], match[3]) for match in matches}) > 1:
+        raise UserError(
+            f"{folder}: pictures of one sequence are named alike but for their number, as 0001.png, 0002.png"
+        )
+    by_number = {int(match[2]): path for match, path in zip(matches, found, strict=True)}
+    numbers = sorted(by_number)
+    missing = next((after - 1 for before, after in pairwise(numbers) if after != before + 1), None)
+    if missing is not None:
+        raise UserError(f"{folder}: picture {missing} of the sequence is missing")
+    return [by_number[number] for number in numbers]
+
+
+_NUMBERED = re.compile(r"(.*?)(\d+)(\.[^.]*)")
+
+
+def _pattern(first: Path) -> tuple[bytes, int]:
+    """How ffmpeg names the sequence that begins with ``first``, and the number of that picture."""
+    match = _NUMBERED.fullmatch(first.name)
+    assert match is not None
+    width = len(match[2]) if match[2].startswith("0") else 1
+    folder, before, after = (str(text).replace("%", "%%") for text in (first.parent.absolute(), match[1], match[3]))
+    return os.fsencode(f"{folder}/{before}%0{width}d{after}"), int(match[2])
+
+
 def _decode(path: Path, on_index: Callable[[int], None]) -> tuple[vs.VideoNode, list[int], Fraction]:
     """The clip as it is in the file, the timestamps of its frames, and their unit in seconds."""
+    pictures = image_sequence(path) if path.is_dir() else None
     log = logging.getLogger("vapoursynth")
     handler, level, propagate = _Progress(on_index), log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+    where: dict[str, int | bytes]
     try:
-        index = platformdirs.user_cache_path("vsvsr", appauthor=False) / "index"
-        opened = vs.core.bs.VideoSource(str(path), cachepath=str(index), exporttimestamps=True, showprogress=True)
+        if pictures is not None:
+            name, number = _pattern(pictures[0])
+            where = {"start_number": number, "cachemode": 0}
+        else:
+            # An absolute name: of a relative one with a colon ffmpeg would take the beginning for a protocol.
+            name = os.fsencode(path.absolute())
+            where = {"cachepath": os.fsencode(platformdirs.user_cache_path("vsvsr", appauthor=False) / "index")}
+        opened = vs.core.bs.VideoSource(name, exporttimestamps=True, showprogress=True, apply_rotation=False, **where)
     except vs.Error as error:
         reason = str(error).removeprefix("VideoSource: ").splitlines()[0]
         raise UserError(f"{path} holds no video that can be read: {reason}") from None
@@ -97,10 +200,13 @@ def _decode(path: Path, on_index: Callable[[int], None]) -> tuple[vs.VideoNode, 
         log.removeHandler(handler)
         log.setLevel(level)
         log.propagate = propagate
+    clip = opened["clip"]
+    if pictures is not None and clip.num_frames != len(pictures):
+        raise UserError(f"{path}: {clip.num_frames} of its {len(pictures)} pictures can be read")
     stamps = opened["timestamps"]
     if isinstance(stamps, int):  # a map with one value in it comes as that value
         stamps = [stamps]
-    return opened["clip"], stamps, Fraction(opened["timebasenum"], opened["timebaseden"])
+    return clip, stamps, Fraction(opened["timebasenum"], opened["timebaseden"])
 
 
 def _timestamps(stamps: list[int], time_base: Fraction, rate: Fraction, count: int) -> list[int]:
@@ -134,6 +240,15 @@ def _to_rgb(clip: vs.VideoNode, colour: Colour) -> vs.VideoNode:
     if clip.format.color_family == vs.RGB:
         return clip.resize.Bicubic(format=vs.RGBS)
     return clip.resize.Bicubic(format=vs.RGBS, matrix_in=colour.matrix)
+
+
+def _turn(clip: vs.VideoNode, degrees: int, *, flip: bool) -> vs.VideoNode:
+    """The picture upside down if ``flip``, then turned clockwise."""
+    if flip:
+        clip = clip.std.FlipVertical()
+    if degrees % 180:
+        clip = clip.std.Transpose().std.FlipHorizontal()
+    return clip.std.Turn180() if degrees % 360 >= 180 else clip
 
 
 def from_rgb(clip: vs.VideoNode, source: Source) -> vs.VideoNode:

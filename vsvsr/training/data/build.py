@@ -12,7 +12,7 @@ from vsvsr.training.data.degradation import Degradation, degrade, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources, load_photograph
 from vsvsr.training.settings import Option
-from vsvsr.video.ffmpeg import read_video, video_size
+from vsvsr.video.source import Pictures, open_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,14 @@ def run(settings: Settings) -> None:
 
 def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> np.ndarray | None:
     """A random piece of a video, or None where it is too small or too short."""
-    height, width = video_size(path)
+    video = Pictures(open_video(path).clip)
+    height, width = video.size
     if height < config.size[0] or width < config.size[1]:
         return None
-    frames = read_video(path, first=int(rng.integers(0, 200)), frames=config.frames)
-    if len(frames) < config.frames:
+    first = int(rng.integers(0, 200))
+    if len(video) < first + config.frames:
         return None
+    frames = np.stack(list(video[first : first + config.frames]))
     top, left = (int(rng.integers(0, side - want + 1)) for side, want in zip((height, width), config.size, strict=True))
     return frames[:, top : top + config.size[0], left : left + config.size[1]]
 
