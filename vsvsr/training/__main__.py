@@ -15,8 +15,8 @@ from vsvsr.training.settings import add_options, read_options
 
 
 def _commands() -> dict[str, ModuleType]:
-    """Modules with ``Settings`` and ``run`` by the name of their command: ``build``, and every recipe."""
-    names = {"build": "vsvsr.training.data.build"}
+    """Modules with ``Settings`` and ``run`` by the name of their command: ``build``, ``teach``, and every recipe."""
+    names = {"build": "vsvsr.training.data.build", "teach": "vsvsr.training.teach"}
     names |= {found.name: f"{recipes.__name__}.{found.name}" for found in pkgutil.iter_modules(recipes.__path__)}
     return {name: importlib.import_module(module) for name, module in names.items()}
 

@@ -49,12 +49,14 @@ class Chunk:
         truth: the same shape.
         flows: into the frame before each frame, ``(n, t, 2, h, w)`` in low-resolution pixels; zero for a clip's first.
         targets: further pictures of the truth's shape, by name.
+        families: of each sequence's degradation.
     """
 
     pictures: Tensor
     truth: Tensor
     flows: Tensor
     targets: dict[str, Tensor]
+    families: tuple[str, ...]
 
 
 Losses = Callable[[Chunk], dict[str, Tensor]]
@@ -138,7 +140,13 @@ class RecurrentTraining:
                     stateless=self.settings.stateless,
                     checkpointing=self.settings.checkpointing,
                 )
-            chunk = Chunk(pictures=pictures.float(), truth=batch.truth, flows=batch.flows, targets=batch.targets)
+            chunk = Chunk(
+                pictures=pictures.float(),
+                truth=batch.truth,
+                flows=batch.flows,
+                targets=batch.targets,
+                families=batch.families,
+            )
             losses = self.losses(chunk)
             total = torch.stack(list(losses.values())).sum()
             updated = self.optimiser.step(total, self._schedule.share(step, len(rows)))

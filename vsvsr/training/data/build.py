@@ -28,6 +28,7 @@ class DatasetConfig:
     clean: Annotated[bool, Option("only downsample (for mia), instead of blur, noise and compression")] = False
     video_share: Annotated[float, Option("share of the clips cut from real videos, when there are any, 0 to 1")] = 0.5
     noisy_share: Annotated[float, Option("share of noisy captures, encoded well (tapes, grain, darkness)")] = 0.0
+    light_share: Annotated[float, Option("share of good footage, hardly degraded")] = 0.0
     interlaced_share: Annotated[float, Option("share of clips of interlaced origin")] = 0.0
     recompressed_share: Annotated[float, Option("share of clips compressed twice")] = 0.0
     seed: Annotated[int, Option("of everything random")] = 0
@@ -105,8 +106,11 @@ def _draw_degradation(rng: np.random.Generator, config: DatasetConfig, index: in
     family, degradation = "eq. 9", Degradation.draw(rng, scale=config.scale)
     seed = int(rng.integers(2**31))
     own = np.random.default_rng((config.seed, index, 1))
-    if own.random() < config.noisy_share:
+    kind = own.random()
+    if kind < config.noisy_share:
         family, degradation = "noisy capture", Degradation.draw_noisy(own, scale=config.scale)
+    elif kind < config.noisy_share + config.light_share:
+        family, degradation = "light", Degradation.draw_light(own, scale=config.scale)
     prior = degradation.with_prior_processing(
         rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
     )

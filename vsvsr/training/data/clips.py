@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +32,14 @@ class Batch:
         flows: of each frame but the first into the one before, ``(n, t - 1, 2, h, w)`` in low-resolution pixels; zero
             for clips that were opened without flow.
         targets: further pictures of the truth's shape, by name.
+        families: of each sequence's degradation.
     """
 
     frames: Tensor
     truth: Tensor
     flows: Tensor
     targets: dict[str, Tensor]
+    families: tuple[str, ...]
 
     def to(self, device: torch.device) -> "Batch":
         """The same on ``device``."""
@@ -65,7 +68,9 @@ class Batch:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         targets = {name: change(target) for name, target in self.targets.items()}
-        return Batch(frames=change(self.frames), truth=change(self.truth), flows=change(self.flows), targets=targets)
+        return replace(
+            self, frames=change(self.frames), truth=change(self.truth), flows=change(self.flows), targets=targets
+        )
 
 
 class Clips:
@@ -92,7 +97,7 @@ class Clips:
             what = "training clips" if flow is None else f"clips with {flow}.npy"
             raise UserError(f"no {what} in {folder}; make some with: python -m vsvsr.training build")
         for clip in self.folders:
-            made_for = json.loads((clip / "clip.json").read_text()).get("scale")
+            made_for = _facts(clip).get("scale")
             if made_for != scale:
                 raise UserError(
                     f"{clip} was made for scale {made_for}, the network has scale {scale}; build other clips"
@@ -127,7 +132,8 @@ class Clips:
             between = (slice(time.start, time.stop - 1), slice(None), *sides)
             flows = torch.from_numpy(np.array(flow[between])).float()[None]
         targets = {name: _pixels(clip, name, large) for name in self.targets}
-        return Batch(frames=frames, truth=_pixels(clip, "gt", large), flows=flows, targets=targets)
+        truth, families = _pixels(clip, "gt", large), (_facts(clip).get("family", ""),)
+        return Batch(frames=frames, truth=truth, flows=flows, targets=targets, families=families)
 
 
 class Crops:
@@ -166,7 +172,8 @@ class Crops:
             torch.cat([getattr(part, name) for part in parts]) for name in ("frames", "truth", "flows")
         )
         targets = {name: torch.cat([part.targets[name] for part in parts]) for name in self.clips.targets}
-        return Batch(frames=frames, truth=truth, flows=flows, targets=targets)
+        families = tuple(family for part in parts for family in part.families)
+        return Batch(frames=frames, truth=truth, flows=flows, targets=targets, families=families)
 
     def _draw(self, rng: np.random.Generator) -> tuple[int, Box, tuple[bool, bool, bool]]:
         """Number of a clip, a piece of it, and how it is turned."""
@@ -212,6 +219,12 @@ def _flow_key(network: FastRealVSR) -> str:
     for name, value in sorted(network.flow_estimator.state_dict().items()):
         digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def _facts(clip: Path) -> dict[str, Any]:
+    """What `build` noted of a clip."""
+    facts: dict[str, Any] = json.loads((clip / "clip.json").read_text())
+    return facts
 
 
 def _pixels(clip: Path, name: str, box: Box) -> Tensor:

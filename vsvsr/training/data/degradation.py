@@ -96,6 +96,18 @@ class Degradation:
             crf=int(rng.integers(8, 25)),
         )
 
+    @classmethod
+    def draw_light(cls, rng: np.random.Generator, *, scale: int) -> "Degradation":
+        """Parameters of good footage: blur below 0.8, noise below 1.5 steps, crf 12 to 24."""
+        share = scale / 4
+        sigma = share * rng.uniform(0.2, 0.8)
+        return cls(
+            sigma=(sigma, sigma),
+            noise=share * rng.uniform(0, 1.5),
+            resize=_RESIZES[int(rng.choice(3, p=(0.6, 0.15, 0.25)))],
+            crf=int(rng.integers(12, 25)),
+        )
+
     def with_prior_processing(
         self, rng: np.random.Generator, *, interlaced: float, recompressed: float
     ) -> "Degradation":
@@ -185,6 +197,21 @@ def noise_field(degradation: Degradation, image: Tensor, generator: torch.Genera
     return noise * degradation.noise
 
 
+def capture(frames: np.ndarray, degradation: Degradation, *, scale: int, seed: int) -> np.ndarray:
+    """The low-resolution clip as a camera gives it: blur, noise and downsampling, no compression.
+
+    Arguments and result are those of `degrade`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kernel = blur_kernel(degradation.sigma, degradation.angle)
+    small = []
+    for frame in torch.from_numpy(frames.copy()):
+        image = blur(frame.permute(2, 0, 1).float(), kernel)
+        image = image + noise_field(degradation, image, generator)
+        small.append(downsample(image[None], scale, degradation.resize)[0])
+    return torch.stack(small).permute(0, 2, 3, 1).round_().clamp_(0, 255).to(torch.uint8).contiguous().numpy()
+
+
 def degrade(frames: np.ndarray, degradation: Degradation, *, scale: int, seed: int) -> np.ndarray:
     """The low-resolution clip.
 
@@ -198,14 +225,7 @@ def degrade(frames: np.ndarray, degradation: Degradation, *, scale: int, seed: i
     Returns:
         ``(t, h / scale, w / scale, 3)`` uint8.
     """
-    generator = torch.Generator().manual_seed(seed)
-    kernel = blur_kernel(degradation.sigma, degradation.angle)
-    small = []
-    for frame in torch.from_numpy(frames.copy()):
-        image = blur(frame.permute(2, 0, 1).float(), kernel)
-        image = image + noise_field(degradation, image, generator)
-        small.append(downsample(image[None], scale, degradation.resize)[0])
-    pixels = torch.stack(small).permute(0, 2, 3, 1).round_().clamp_(0, 255).to(torch.uint8).contiguous().numpy()
+    pixels = capture(frames, degradation, scale=scale, seed=seed)
     codec, quality = degradation.prior_compression or ("ffv1", 0)
     if degradation.deinterlacer is not None:
         pixels = through_fields(pixels, codec, quality, deinterlacer=degradation.deinterlacer)

@@ -1,0 +1,100 @@
+"""Teaching FastReal by a published network: the teacher's pictures, and what a network learns from them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from vsvsr import weights
+from vsvsr.models.fastreal import PLAIN, load_fastreal
+from vsvsr.models.realesrgan import load_ncnn
+from vsvsr.training.__main__ import main
+from vsvsr.training.data.build import DatasetConfig, build_dataset
+from vsvsr.training.data.degradation import Degradation, capture
+
+TEACHER = "realesr-animevideov3"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One noisy and one other clip, with the teacher's pictures."""
+    photographs, target = tmp_path_factory.mktemp("photographs"), tmp_path_factory.mktemp("data") / "clips"
+    coarse = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize((480, 400), Image.Resampling.BICUBIC).save(photographs / "0.png")
+    config = DatasetConfig(clips=1, frames=6, size=(96, 128))
+    build_dataset(photographs, target, config)
+    noisy = DatasetConfig(clips=2, frames=6, size=(96, 128), noisy_share=1.0)
+    build_dataset(photographs, target, noisy)
+    assert main(["teach", str(target), "--teacher", TEACHER]) == 0
+    return target
+
+
+def _family(clip: Path) -> str:
+    return str(json.loads((clip / "clip.json").read_text())["family"])
+
+
+def _enlarged(frame: np.ndarray) -> np.ndarray:
+    network = load_ncnn(TEACHER, weights.install(TEACHER))
+    with torch.inference_mode():
+        picture = network(torch.from_numpy(frame).permute(2, 0, 1)[None] / 255)[0]
+    return picture.clamp(0, 1).mul(255).permute(1, 2, 0).numpy()
+
+
+def test_the_teacher_sees_degraded_frames_but_noisy_captures_without_their_noise(clips: Path) -> None:
+    usual, noisy = clips / "00000", clips / "00001"
+    assert (_family(usual), _family(noisy)) == ("eq. 9", "noisy capture")
+    facts = json.loads((noisy / "clip.json").read_text())
+    optics = {name: facts[name] for name in ("sigma", "angle", "resize", "crf")}
+    clean = capture(np.load(noisy / "gt.npy"), Degradation(noise=0.0, **optics), scale=4, seed=0)
+    for clip, seen in ((usual, np.load(usual / "lr.npy")), (noisy, clean)):
+        pictures = np.load(clip / f"teacher-{TEACHER}.npy")
+        assert pictures.shape == np.load(clip / "gt.npy").shape
+        # Written in bfloat16: up to a few steps of 255 from fp32.
+        assert np.abs(pictures[3] - _enlarged(seen[3])).mean() < 1.5
+    assert np.abs(clean.astype(float) - np.load(noisy / "lr.npy")).mean() > 2
+
+
+def test_teaching_again_leaves_finished_clips_alone(clips: Path) -> None:
+    path = clips / "00001" / f"teacher-{TEACHER}.npy"
+    written = path.stat().st_mtime_ns
+    (clips / "00000" / f"teacher-{TEACHER}.npy").unlink()
+    assert main(["teach", str(clips), "--teacher", TEACHER]) == 0
+    assert path.stat().st_mtime_ns == written
+    assert (clips / "00000" / f"teacher-{TEACHER}.npy").exists()
+
+
+def _distill(clips: Path, run: Path, *options: str) -> int:
+    size = ("--frames", "4", "--chunk", "4", "--crop", "16", "--batch", "1", "--warmup", "1", "--steps", "2")
+    return main(["distill", str(clips), str(clips), str(run), "--teacher", TEACHER, *size, *options])
+
+
+def test_a_warm_start_is_distilled_into_a_recurrent_network_that_says_how_it_was_made(
+    clips: Path, tmp_path: Path
+) -> None:
+    assert _distill(clips, tmp_path / "run") == 0
+    path = tmp_path / "run" / "last.safetensors"
+    assert load_fastreal(path).config == PLAIN
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["step"], metadata["seed"]) == ("2", "0")
+    assert "distill" in metadata["command"]
+    header = (tmp_path / "run" / "log.csv").read_text().splitlines()[0].split(",")
+    assert {"teacher", "truth", "temporal_consistency"} <= set(header)
+
+
+def test_a_discriminator_takes_part_where_it_is_asked_for(clips: Path, tmp_path: Path) -> None:
+    assert _distill(clips, tmp_path / "run", "--gan", "0.01", "--discriminator-channels", "4") == 0
+    header = (tmp_path / "run" / "log.csv").read_text().splitlines()[0].split(",")
+    assert {"gan", "discriminator"} <= set(header)
+
+
+def test_clips_that_nobody_has_taught_are_refused(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    assert main(["distill", str(clips), str(clips), run, "--teacher", "realesrgan-x4plus", "--steps", "1"]) == 1
+    assert "has no teacher-realesrgan-x4plus.npy" in capsys.readouterr().err

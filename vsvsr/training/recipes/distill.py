@@ -1,0 +1,137 @@
+"""FastRealVSR taught by the pictures of a published network, which `teach` has written beside the clips.
+
+The truth is no function of the degraded frames: a network that is trained on it alone averages over what it could
+have been. The teacher's pictures are, so their sharpness can be learnt. The truth keeps the result faithful, a loss on
+flicker keeps it steadier than the teacher, and, optionally, a discriminator makes texture where both are averaged.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from vsvsr import weights
+from vsvsr.errors import UserError
+from vsvsr.models.fastreal import FastRealVSR, load_fastreal
+from vsvsr.models.fastreal.warm_start import from_per_frame
+from vsvsr.models.realesrgan import SRVGG, load_ncnn, load_published
+from vsvsr.training.discriminator import Adversary
+from vsvsr.training.harness import Processes, train
+from vsvsr.training.losses import charbonnier, temporal_consistency
+from vsvsr.training.recurrent import Chunk, RecurrentSettings, RecurrentTraining, continued, open_clips
+from vsvsr.training.settings import Option
+from vsvsr.training.teach import Teacher, target_name
+
+TEACHER_SHARES = {"eq. 9": 0.7, "noisy capture": 0.5, "light": 0.8}
+"""Of the pixel loss, by the family of the clip's degradation; the rest is the truth's.
+
+Under noise the teacher knows least, and the truth is nearly determined by the earlier frames.
+"""
+_OTHER_SHARE = 0.7
+_START = "realesr-animevideov3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(RecurrentSettings):
+    """Settings of this recipe."""
+
+    frames: int = 15
+    learning_rate: float = 3e-4
+    final_rate: float = 0.03
+    warmup: int = 100
+    ema: float = 0.998
+    teacher: Annotated[Teacher, Option("whose pictures to learn from")] = "realesrgan-x4plus"
+    start: Annotated[Path | None, Option("FastReal weights to start from; by default Real-ESRGAN's animevideov3")] = (
+        None
+    )
+    published: Annotated[Path | None, Option(f"the published .pth of {_START}, instead of the installed file")] = None
+    flow: Annotated[str, Option("shipped weights whose flow estimator a warm start takes")] = "fastreal-compact-x4"
+    state_gain: Annotated[float, Option("of the state's weights in a warm start, relative to the others")] = 0.15
+    attention_rate: Annotated[float, Option("learning rate of the hidden state attention")] = 1e-3
+    temporal_consistency: Annotated[float, Option("weight of the loss on flicker")] = 0.3
+    gan: Annotated[float, Option("weight of the adversarial loss; 0 = none")] = 0.0
+    discriminator_rate: Annotated[float, Option("learning rate of the discriminator, constant")] = 1e-4
+    discriminator_channels: Annotated[int, Option("width of the discriminator")] = 16
+    compile: Annotated[bool, Option("compile activations: on a CPU twice the speed; needs a C++ compiler")] = False
+
+
+class Losses:
+    """Distances to the teacher's pictures and to the truth, flicker, and what the discriminator takes for made."""
+
+    def __init__(self, settings: Settings, adversary: Adversary | None) -> None:
+        self._settings, self._adversary = settings, adversary
+        self._target = target_name(settings.teacher)
+
+    def __call__(self, chunk: Chunk) -> dict[str, Tensor]:
+        shares = [TEACHER_SHARES.get(family, _OTHER_SHARE) for family in chunk.families]
+        losses = {"teacher": chunk.pictures.new_zeros(()), "truth": chunk.pictures.new_zeros(())}
+        for i, share in enumerate(shares):
+            taught = charbonnier(chunk.pictures[i], chunk.targets[self._target][i])
+            losses["teacher"] = losses["teacher"] + share / len(shares) * taught
+            true = charbonnier(chunk.pictures[i], chunk.truth[i])
+            losses["truth"] = losses["truth"] + (1 - share) / len(shares) * true
+        if self._settings.temporal_consistency and chunk.pictures.shape[1] > 1:
+            flicker = temporal_consistency(chunk.pictures, chunk.truth, chunk.flows, charbonnier)
+            losses["temporal_consistency"] = self._settings.temporal_consistency * flicker
+        if self._adversary is not None:
+            losses["gan"] = self._settings.gan * self._adversary.loss(chunk.pictures)
+        return losses
+
+
+def network(settings: Settings) -> FastRealVSR:
+    """The network to start from."""
+    torch.manual_seed(settings.seed)
+    if settings.start is not None:
+        return continued(settings.start, hsa=settings.hsa)
+    if settings.published is not None:
+        published = load_published(_START, settings.published)
+    else:
+        published = load_ncnn(_START, weights.install(_START))
+    assert isinstance(published, SRVGG)
+    flow = load_fastreal(weights.verify(settings.flow)).flow_estimator
+    return from_per_frame(published, flow, state_gain=settings.state_gain)
+
+
+def run(settings: Settings) -> None:
+    """Train."""
+    processes = Processes.launched()
+    taught = network(settings).to(processes.device)
+    if taught.scale != 4:
+        raise UserError(f"the teachers enlarge four times, {settings.start} has scale {taught.scale}; give x4 weights")
+    training, validation = open_clips(taught, settings, processes, targets=[target_name(settings.teacher)])
+    adversary = None
+    if settings.gan:
+        adversary = Adversary(
+            settings.discriminator_channels,
+            learning_rate=settings.discriminator_rate,
+            processes=processes,
+            bf16=settings.bf16,
+        )
+    if settings.compile:
+        # The gradient of a PReLU costs twice that of its convolution otherwise.
+        for module in taught.modules():
+            if isinstance(module, nn.PReLU):
+                module.compile(dynamic=False)
+    recipe = RecurrentTraining(
+        taught,
+        settings,
+        Losses(settings, adversary),
+        opponent=adversary,
+        training=training,
+        validation=validation,
+        processes=processes,
+        parameters=_groups(taught, settings),
+        best_by=None,
+    )
+    train(recipe, settings, steps=settings.steps, processes=processes)
+
+
+def _groups(taught: FastRealVSR, settings: Settings) -> list[dict[str, object]]:
+    """The attention starts from nothing and learns faster than the trunk, which starts from trained weights."""
+    parameters = {name: value for name, value in taught.named_parameters() if value.requires_grad}
+    attention = [value for name, value in parameters.items() if name.startswith("hsa.")]
+    others = [value for name, value in parameters.items() if not name.startswith("hsa.")]
+    groups: list[dict[str, object]] = [{"params": others, "lr": settings.learning_rate}]
+    return [*groups, {"params": attention, "lr": settings.attention_rate}] if attention else groups
