@@ -280,7 +280,7 @@ def test_the_help_of_upscale_names_every_argument_of_every_filter(
         for argument in definition.settings.arguments():
             described = f"{argument.name} {argument.meaning[0].upper()}{argument.meaning[1:]};"
             option = f"--{argument.name.removesuffix('_index').replace('_', '-')} "
-            assert described in own or described in listed.partition("FastReal")[0] or option in options
+            assert described in own or described in listed.partition(f" {next(iter(FILTERS))} ")[0] or option in options
     assert "state_cache Memory for kept states, which make seeks faster and change no pixel; 0 or more mega" in listed
 
 
@@ -307,10 +307,10 @@ def test_the_doctor_finds_a_sound_installation_sound(
 
 
 def test_the_doctor_says_what_ultra_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    (installed,) = doctor._ultra()
+    (installed,) = doctor._optional_packages()
     assert installed.state.startswith(f"diffusers {importlib.metadata.version('diffusers')}, transformers ")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    (absent,) = doctor._ultra()
+    (absent,) = doctor._optional_packages()
     # No fault of the installation: the other filters work without.
     assert absent.remedy is None
     assert absent.state == (

@@ -14,6 +14,7 @@ from pathlib import Path
 import typer
 
 from vsvsr.errors import UserError
+from vsvsr.filters.registry import FILTERS
 
 REINSTALL = "pip install --force-reinstall --no-deps vsvsr"
 
@@ -168,14 +169,15 @@ def _weights() -> Iterator[Finding]:
             yield Finding(subject, f"{'shipped' if row.shipped else 'installed'}, as published")
 
 
-def _ultra() -> Iterator[Finding]:
-    missing = [name for name in ("diffusers", "transformers") if importlib.util.find_spec(name) is None]
-    if missing:
-        state = f'{" and ".join(missing)} not installed; only Ultra needs them: pip install "vsvsr[ultra]"'
-    else:
-        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("diffusers", "transformers")]
-        state = f"{', '.join(versions)}; bring the authors' weights and Stable Diffusion 2.1-base"
-    yield Finding("Ultra", state)
+def _optional_packages() -> Iterator[Finding]:
+    for name, definition in FILTERS.items():
+        missing = [package for package in definition.packages if importlib.util.find_spec(package) is None]
+        if missing:
+            remedy = f'pip install "vsvsr[{name.lower()}]"'
+            yield Finding(name, f"{' and '.join(missing)} not installed; only {name} needs them: {remedy}")
+        elif definition.packages:
+            versions = [f"{package} {importlib.metadata.version(package)}" for package in definition.packages]
+            yield Finding(name, ", ".join(versions))
 
 
 def _one_line(error: Exception | str) -> str:
@@ -184,4 +186,4 @@ def _one_line(error: Exception | str) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-CHECKS = (_versions, _torch, _plugin, _source_filter, _vspipe, _ffmpeg, _weights, _ultra)
+CHECKS = (_versions, _torch, _plugin, _source_filter, _vspipe, _ffmpeg, _weights, _optional_packages)

@@ -19,10 +19,12 @@ class Filter[Settings: SharedSettings]:
     Attributes:
         settings: its arguments.
         create: checks the clip, loads the weights and makes the session; imports torch.
+        packages: what it needs that the others do not; the extra of its name, in lower case, installs them.
     """
 
     settings: type[Settings]
     create: "Callable[[Settings, Clip], FilterSession]"
+    packages: tuple[str, ...] = ()
 
     def open(self, arguments: Mapping[str, object], clip: Clip) -> "FilterSession":
         """A session for ``clip``. Raises ``UserError`` for anything that cannot work."""
@@ -35,5 +37,5 @@ FILTERS: dict[str, Filter[Any]] = {
     "FastReal": Filter(fastreal.FastRealSettings, fastreal.create),
     "Skip": Filter(skip.SkipSettings, skip.create),
     "MIA": Filter(mia.MIASettings, mia.create),
-    "Ultra": Filter(ultra.UltraSettings, ultra.create),
+    "Ultra": Filter(ultra.UltraSettings, ultra.create, packages=("diffusers", "transformers")),
 }
