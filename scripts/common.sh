@@ -26,7 +26,7 @@ find_python() {
     fail "no Python >= 3.12 with venv was found${PYTHON:+ as $PYTHON}; install one (on Debian and Ubuntu: python3.12 and python3.12-venv)"
 }
 
-# What an installation depends on. It is editable: every other change of Python takes effect by itself.
+# What an installation depends on. It is editable: other changes of Python code need no reinstallation.
 fingerprint() {
     find pyproject.toml plugins vsvsr/filters -type f ! -name '*.pyc' -exec cksum {} + | sort | cksum
 }

@@ -1,4 +1,4 @@
-"""Write triton_kernels/REPORT.md: what the compiler makes of every kernel, and bytes counted against the eager forms.
+"""Write triton_kernels/REPORT.md: resources of every compiled kernel, and its bytes against those of the eager form.
 
 Needs no GPU.
 """
@@ -179,7 +179,7 @@ def released_window_attention(
 
 
 def kept_pixels(*, clustered: bool) -> Tensor:
-    """A mask that keeps a quarter of the pixels: in patches, as moving things are, or anywhere."""
+    """A mask that keeps a quarter of the pixels: in patches, as moving objects are, or anywhere."""
     generator = torch.Generator().manual_seed(0)
     size = (6, 10) if clustered else (HEIGHT, WIDTH)
     noise = F.interpolate(torch.randn(1, 1, *size, generator=generator), (HEIGHT, WIDTH), mode="bicubic")[0]
@@ -219,7 +219,7 @@ def masked_window_attention() -> list[Row]:
 
 
 def projecting(active: float, kept: float) -> float:
-    """MB that a kernel would move which reads the tokens of active windows, and projects and attends by itself."""
+    """MB moved by a kernel that also projects K and V of active windows itself."""
     return (active * FRAMES + kept) * PIXELS * ATTENTION_CHANNELS * BYTES / 1e6
 
 
@@ -311,20 +311,20 @@ def main() -> None:
     text = f"""No time in this report was measured: it was made without a GPU by
 `python -m scripts.kernel_report` ({versions}).
 
-## What the compiler makes of the kernels
+## Resources of the compiled kernels
 
 Registers of a thread / bytes spilled / KiB of shared memory / tensor-core instructions in the machine code. Spills and
-shared memory beyond a target's limit fail the tests. AMD: vector registers / spilled / KiB; reported, nothing more:
-`vsvsr` runs the PyTorch forms there.
+shared memory beyond a target's limit fail the tests. AMD: vector registers / spilled / KiB; for
+information only, since `vsvsr` runs the PyTorch forms there.
 
 {chr(10).join(compiled_table())}
 
 ## Bytes
 
 Maps in fp16, {CHANNELS} channels (attention over windows: {ATTENTION_CHANNELS}), {WIDTH}x{HEIGHT}.
-The eager form is counted operation by operation as it runs: every one that is not a view reads its tensors once and
-writes its results once. The kernel's own bytes are compulsory traffic: what lies under several programs' halos counts
-once, as caches hold it. FLOPs are those of convolutions and matrix products, for a kernel alone all of its
+The eager form is counted operation by operation: each one that is not a view reads its tensors once and writes its
+results once. The kernel's own bytes are compulsory traffic: pixels in the halos of several programs count once, because
+caches hold them. FLOPs are those of convolutions and matrix products, for a kernel alone all of its
 multiplications and additions.
 
 Eager means: for hidden state attention the paper's order, every member of the pool filtered and convolved; for window
@@ -335,14 +335,14 @@ after the projections), and with the addition of held residuals over the whole m
 Window attention that also projected K and V itself, for active windows only, would move {projecting(1.0, 1.0):.0f} MB
 with all pixels kept and {projecting(0.3, KEPT):.0f} MB with a quarter of them in patches. It would do 1.7 times the
 products, because a head's 20 channels fill 32 of the tensor cores' and 120 inputs fill 128: on cards with little
-arithmetic per byte that may cost more than it saves. It waits for somebody who can time it.
+arithmetic per byte that may cost more than it saves. It was not implemented, because it could not be timed.
 
 {chr(10).join(traffic_table(rows))}
 
 ## Roofline
 
 Microseconds if memory and arithmetic ran at their published peaks, for the kernel alone / everything with the kernel /
-the eager form. Real times are longer; ratios are what to look at. Peaks (GB/s, TFLOP/s of fp16 products, of fp32):
+the eager form. Real times are longer; compare ratios only. Peaks (GB/s, TFLOP/s of fp16 products, of fp32):
 {"; ".join(f"{g.name} {g.bandwidth / 1e9:.0f}, {g.tensor / 1e12:.0f}, {g.scalar / 1e12:.1f}" for g in GPUS)}.
 
 {chr(10).join(roofline_table(rows))}

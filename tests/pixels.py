@@ -9,7 +9,7 @@ import vapoursynth as vs
 
 
 def digest(frame: vs.VideoFrame) -> str:
-    """What tells two frames apart: their pixels, bit for bit."""
+    """SHA-256 of the pixels of all planes."""
     hasher = hashlib.sha256()
     for plane in range(frame.format.num_planes):
         hasher.update(np.ascontiguousarray(np.asarray(frame[plane])).tobytes())
@@ -17,7 +17,7 @@ def digest(frame: vs.VideoFrame) -> str:
 
 
 def play(clip: vs.VideoNode, numbers: Iterable[int] | None = None, in_flight: int = 1) -> dict[int, str]:
-    """Digests of the frames asked for in this order, with so many requests under way at once."""
+    """Digests of the frames asked for in this order, with up to ``in_flight`` requests at once."""
     result: dict[int, str] = {}
     waiting: list[tuple[int, Future[vs.VideoFrame]]] = []
 
@@ -37,7 +37,11 @@ def play(clip: vs.VideoNode, numbers: Iterable[int] | None = None, in_flight: in
 
 
 def same(result: dict[int, str], reference: dict[int, str]) -> bool:
-    """Whether every frame of ``result`` is the reference's; names those that are not."""
+    """Whether there are frames and all equal the reference's.
+
+    Raises:
+        AssertionError: some differ; the message has their numbers.
+    """
     wrong = sorted(n for n, fresh in result.items() if reference[n] != fresh)
     assert not wrong, f"frames {wrong} differ"
     return len(result) > 0

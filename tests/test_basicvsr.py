@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent / "data" / "basicvsr_reds4_bikes.safetensors"
 
 @pytest.fixture(scope="module")
 def network() -> BasicVSR:
-    """The published network; its weights come through the weight store, from the network on a fresh machine."""
+    """The published network; its weights come through the weight store, which downloads them on a fresh machine."""
     net = BasicVSR().eval().requires_grad_(False)
     load(net, weights.install("BasicVSR_REDS4"))
     return net

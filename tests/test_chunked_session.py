@@ -1,4 +1,4 @@
-"""The engine for models that look both ways, over a model whose results reveal which frames it saw."""
+"""The session of bidirectional models, over a model whose results reveal which frames it saw."""
 
 import random
 from collections import Counter
@@ -38,7 +38,7 @@ class WitnessModel:
 
 
 def witness(n: int, cuts: set[int]) -> list[int]:
-    """What frame ``n`` must have been made from, by the definition."""
+    """The frames from which frame ``n`` must be computed, by the definition."""
     start = n - n % LENGTH
     first = max([start - OVERLAP, 0, *(cut for cut in cuts if cut <= n)])
     last = min([start + LENGTH + OVERLAP, FRAMES, *(cut for cut in cuts if cut > n)])

@@ -36,7 +36,7 @@ def planes(clip: vs.VideoNode) -> list[list[np.ndarray]]:
 
 
 def packets(path: Path) -> dict[int, list[tuple[Fraction, int, str]]]:
-    """Of every stream: time in seconds, size and checksum of each packet, in the order of time."""
+    """Of every stream: time in seconds, size and checksum of each packet, ordered by time."""
     text = ffmpeg("-copyts", "-i", path, "-map", "0", "-c", "copy", "-f", "framecrc", "-").splitlines()
     units = {int(line[4]): Fraction(line.split(": ")[1]) for line in text if line.startswith("#tb")}
     rows = [[cell.strip() for cell in line.split(",")] for line in text if not line.startswith("#")]

@@ -1,6 +1,6 @@
-"""The way to a GPU and back, on devices that are pretended: what waits for what, what happens when memory runs out.
+"""Transfer to a GPU and back on simulated devices: order of copies and computing, behaviour when memory runs out.
 
-What runs on a real GPU is in test_gpu.py.
+Tests on a real GPU are in test_gpu.py.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Moment:
-    """A point in a pretended stream."""
+    """An event in a simulated stream."""
 
     streams: "PretendedStreams"
     stream: str
@@ -58,9 +58,9 @@ class Moment:
 
 @dataclass
 class PretendedStreams:
-    """Copies happen as late as they may: when somebody waits for them. Computing happens at once.
+    """Copies happen as late as allowed, when something waits for them; computing happens at once.
 
-    A copy that must come after some computing is checked to have waited for it.
+    A copy that depends on computing must have waited for it.
     """
 
     queued: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -158,15 +158,15 @@ class TestTransfer:
         for _ in range(4):
             streams.computed_last = None
             staged.read(planes)
-        # Each upload waited: the first two for whoever had the memory before, the others for the frame before last.
+        # Each upload waited: the first two for the previous owner of the memory, the others for the frame before last.
         assert len(streams.waited_for) == 1 + 4
         assert len({id(event) for event in streams.waited_for}) == 5
-        # The host waited for the three planes of the picture, and before it wrote over the first two frames.
+        # The host waited for the three planes of the picture, and before it overwrote the first two frames.
         assert [event.copies for event in streams.synchronized] == [1, 2, 3, 4, 5]
 
 
 class LooseStreams(PretendedStreams):
-    """Only what reaches the pictures counts."""
+    """Checks nothing but the pictures."""
 
     def copy(self, target: Tensor, source: Tensor) -> None:
         self.queued.append((target, source))
@@ -204,12 +204,14 @@ class TestStepGraph:
                 for before, frame in itertools.pairwise(frames):
                     hidden.append(graph(frame, before, hidden[-1]))
                     expected.append(model.propagate(frame, before, expected[-1]))
-                # All of them at the end: no replay may have touched a state that was given out.
+                # Compared at the end: no replay may have changed a state that was returned before.
                 for state, wanted in zip(hidden, expected, strict=True):
                     assert torch.equal(state, wanted)
         assert len(captured) == 2
 
-    def test_what_cannot_be_captured_runs_as_it_is(self, tiny_fastreal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_step_that_cannot_be_captured_runs_without_a_graph(
+        self, tiny_fastreal: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         model = load_fastreal(tiny_fastreal)
 
         def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
@@ -226,7 +228,7 @@ class TestStepGraph:
 
 
 class Reaching(TorchDispatchMode):
-    """Operations that a CUDA graph cannot hold: they wait for the device, or bring something from the host."""
+    """Records operations that a CUDA graph cannot hold: those that wait for the device or read host memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -363,11 +365,11 @@ class TestMemory:
 
 
 class Hungry:
-    """A session that runs out of memory a number of times, and knows the thread that lets it go."""
+    """A session that runs out of memory a number of times, and records the thread on which it is freed."""
 
-    def __init__(self, failures: int, gone_on: list[str]) -> None:
+    def __init__(self, failures: int, events: list[str]) -> None:
         self.failures = failures
-        self.gone_on = gone_on
+        self.events = events
 
     def advance(self, n: int, wanted: list[int], sources: dict[int, Source[Planes]]) -> list[int]:
         return []
@@ -382,19 +384,19 @@ class Hungry:
     def failed(self, frames: Sequence[int]) -> None: ...
 
     def shrink(self) -> None:
-        self.gone_on.append("shrunk")
+        self.events.append("shrunk")
 
     def counters(self) -> dict[str, int]:
         return {}
 
     def __del__(self) -> None:
-        self.gone_on.append(f"the session went on {threading.current_thread().name}")
+        self.events.append(f"session freed on {threading.current_thread().name}")
 
 
 class TestFilterInstance:
     @pytest.fixture
     def emptied(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """The threads that gave the device's memory back."""
+        """The threads that called ``empty_cache``."""
         emptied: list[str] = []
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(threading.current_thread().name))
         return emptied
@@ -410,13 +412,13 @@ class TestFilterInstance:
             instance.render(0, ())
         assert instance.render(0, ()) == 0
 
-    def test_a_filter_that_goes_gives_its_memory_back_on_the_devices_thread(self, emptied: list[str]) -> None:
-        # A thread of its own: filters that other tests have left may go meanwhile, on theirs.
+    def test_a_filter_is_freed_on_the_device_thread_and_its_memory_returned_there(self, emptied: list[str]) -> None:
+        # Its own device thread: filters of other tests may be freed meanwhile, on theirs.
         events, device = emptied, torch.device("cpu", 0)
         instance = FilterInstance(FilterSession(Hungry(0, events), device, 4), CLIP)
         del instance
         worker_of(device).run(lambda: None)
         assert [event for event in events if event.endswith("cpu:0")] == [
-            "the session went on vsvsr cpu:0",
+            "session freed on vsvsr cpu:0",
             "vsvsr cpu:0",
         ]

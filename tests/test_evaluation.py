@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand or by the published code."""
+"""Metrics against values computed by hand or by the published code."""
 
 import csv
 import itertools
@@ -147,7 +147,7 @@ def test_the_table_compares_with_a_twin_without_a_state_at_either_scale(
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines[2:14]]
     assert [row[4] for row in rows] == ["bicubic", "Lanczos", "FastReal", "twin"] * 3
-    # The same weights, but the first of these has a state.
+    # The same weights; FastReal has a state, the twin none.
     assert all(0 < abs(float(rows[i][5]) - float(rows[i + 1][5])) < 2 for i in (2, 6, 10))
     assert any(line.startswith("FastReal minus twin, flicker") for line in lines)
 
@@ -180,7 +180,7 @@ def test_the_scripts_degradation_is_blur_noise_average_and_codec(film: Path, tmp
     assert (truth.width, truth.height) == (160, 96)
     small = degrade(truth, (0.01, 0.0, 1), "area", tmp_path / "small.mkv", scale=4)
     averages = [frame.reshape(24, 4, 40, 4, 3).mean((1, 3)) for frame in pictures(truth)]
-    # On luma, which the codec keeps at full size.
+    # On luma, which the codec does not subsample.
     weights = np.array((0.2126, 0.7152, 0.0722))
     for frame, average in zip(pictures(small), averages, strict=True):
         assert np.abs((frame - average) @ weights).mean() < 1

@@ -27,7 +27,7 @@ def make(config: FastRealConfig, seed: int = 0) -> FastRealVSR:
     torch.manual_seed(seed)
     network = FastRealVSR(config).eval()
     if isinstance(network.hsa, SelectiveCrossAttention):
-        # Queries and keys start so small that the attention would be uniform.
+        # The initial queries and keys are so small that the attention would be uniform.
         for conv in (network.hsa.q, network.hsa.k):
             torch.nn.init.normal_(conv.weight, std=0.5)
     return network

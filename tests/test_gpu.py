@@ -31,7 +31,7 @@ pytestmark = [
 
 TYPES = [torch.float32, torch.float16]
 TF32 = 2e-2
-"""PyTorch lets cuDNN round the inputs of fp32 convolutions to 10 bits; a network of them adds that up."""
+"""PyTorch lets cuDNN round the inputs of fp32 convolutions to 10 bits; in a network these errors accumulate."""
 
 
 @pytest.mark.parametrize("dtype", [*TYPES, torch.bfloat16])
@@ -130,14 +130,14 @@ class TestFilters:
     def test_pictures_are_those_of_the_cpu_up_to_rounding(self, make: Make, bikes: vs.VideoNode) -> None:
         with make(bikes[:6], device_index=0).get_frame(5) as gpu, make(bikes[:6]).get_frame(5) as cpu:
             difference = np.abs(picture_of(gpu) - picture_of(cpu))
-        # A mask or a tile that rounding decides otherwise changes a few pixels by more.
+        # Where rounding changes the decision of a mask or a tile, a few pixels differ more.
         assert np.quantile(difference, 0.98) < TF32
 
-    def test_memory_comes_back_when_the_filter_goes(self, make: Make, bikes: vs.VideoNode) -> None:
+    def test_memory_is_returned_when_the_filter_is_freed(self, make: Make, bikes: vs.VideoNode) -> None:
         def once() -> int:
             make(bikes[:4], device_index=0).get_frame(3).close()
             gc.collect()
-            worker_of(torch.device("cuda", 0)).run(lambda: None)  # behind what the filter has left to do there
+            worker_of(torch.device("cuda", 0)).run(lambda: None)  # runs after the filter's remaining work there
             return torch.cuda.memory_reserved(0)
 
         once()

@@ -1,6 +1,6 @@
-"""What can be known of the fused kernels without a GPU: results in Triton's interpreter, and what the compiler makes.
+"""The fused kernels without a GPU: results in Triton's interpreter, resources of the compiled code.
 
-No test here runs a kernel on a GPU; the one at the end does where there is one.
+Only the test at the end runs kernels on a GPU, where there is one.
 """
 
 import ctypes
@@ -88,7 +88,7 @@ CUDA_C_TYPES = list(itertools.product(unpack_planes_kernel.TYPES, repeat=2))
 
 
 class TestUnpackPlanes:
-    """The kernel in CUDA C. CuPy brings it to a GPU; without one it can be compiled, and run as C++."""
+    """The kernel in CUDA C. CuPy launches it on a GPU; without one it is compiled, and its body runs as C++."""
 
     @pytest.mark.parametrize("capability", SHARED_MEMORY)
     @pytest.mark.parametrize(("planes", "frame"), CUDA_C_TYPES)
@@ -97,7 +97,7 @@ class TestUnpackPlanes:
         assert usage.stack == 0
         assert 0 < usage.registers <= 64
 
-    def test_what_the_compiler_objects_to_is_told(self) -> None:
+    def test_the_compilers_messages_are_raised(self) -> None:
         with pytest.raises(RuntimeError, match='identifier "nonsense" is undefined'):
             compile_cuda_c("__global__ void broken() { nonsense = 1; }", 80)
 

@@ -1,4 +1,4 @@
-"""MIA-VSR: the authors' network to rounding, and masked work that is left out without a trace."""
+"""MIA-VSR: equal to the authors' network up to rounding; skipping masked work changes no result."""
 
 import itertools
 import weakref
@@ -25,7 +25,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def small(*, use_mask: bool = True, seed: int = 0) -> MIAVSR:
-    """A network of two stages whose masks, position biases and flows are of a size that matters."""
+    """A network of two stages whose masks, position biases and flows affect the result."""
     torch.manual_seed(seed)
     network = MIAVSR(12, (2, 1), (3, 2), 8, use_mask=use_mask).eval().requires_grad_(False)
     for name, parameter in network.named_parameters():
@@ -37,7 +37,7 @@ def small(*, use_mask: bool = True, seed: int = 0) -> MIAVSR:
 
 
 def clip(frames: int, height: int, width: int, *, items: int = 1, seed: int = 1) -> Tensor:
-    """A smooth picture that moves, with noise."""
+    """A smooth moving picture with noise."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(items, 3, height // 8 + 3, width // 8 + 3, generator=generator)
     picture = F.interpolate(coarse, (height + frames, width + frames), mode="bicubic")
@@ -101,8 +101,8 @@ def test_output_and_masks_are_those_of_the_authors_network(
     golden: tuple[MIAVSR, dict[str, Tensor]], sparse: bool
 ) -> None:
     network, tensors = golden
-    # Of a run whose output was the authors' to 5.4e-7. Where a logit is within rounding of zero, a processor may decide
-    # otherwise, and the recurrence carries that on; there, and only there, the recorded decision is taken.
+    # Of a run whose output was the authors' to 5.4e-7. Where a logit is zero up to rounding, the decision depends on
+    # the processor, and the recurrence propagates it; there, and only there, the recorded decision is taken.
     masks = load_file(DATA / "mia_small_masks.safetensors")
     doubtful, kept = [], []
 
@@ -121,7 +121,7 @@ def test_output_and_masks_are_those_of_the_authors_network(
     assert len(kept) == 4 * 3 * 4
     assert not masks
     assert sum(doubtful) < 20  # of 221,184
-    assert sum(0.1 < ratio < 0.9 for ratio in kept) > 10  # masks are really mixed
+    assert sum(0.1 < ratio < 0.9 for ratio in kept) > 10  # masks keep some pixels and drop others
 
 
 def test_flows_are_those_of_the_authors_network(golden: tuple[MIAVSR, dict[str, Tensor]]) -> None:
@@ -184,7 +184,7 @@ def test_window_attention_is_its_definition(shift: int, height: int, width: int)
     tokens = torch.randn(batch, 3, height, width, channels)
     weight, bias = torch.randn(3 * channels, channels), torch.randn(3 * channels)
     position_bias = torch.randn(heads, 64, 192)
-    # Pad, roll, cut into windows, attend, undo; regions numbered as in Swin.
+    # Pad, roll, partition into windows, attend, undo; regions numbered as in Swin.
     rows, columns = -(-height // 8), -(-width // 8)
     padded = F.pad(tokens, (0, 0, 0, 8 * columns - width, 0, 8 * rows - height)).roll((-shift, -shift), (2, 3))
     regions = torch.zeros(8 * rows, 8 * columns)

@@ -1,6 +1,6 @@
-"""The networks on a pretended GPU: tensors without numbers, but with devices, types and shapes that must fit.
+"""The networks on a simulated GPU: fake tensors, whose devices, types and shapes must match.
 
-Nothing is computed. What a network asks the device for, such as which tiles, is answered with a quarter of them.
+Nothing is computed. Where a network reads values, such as the list of active tiles, it gets a quarter of them.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,10 +29,10 @@ type Run = Callable[[Any, list[Tensor]], Iterator[Write]]
 
 
 class Quarter(TorchDispatchMode):
-    """Answers what depends on numbers, and notes which operators of ours were asked for.
+    """Answers operations whose result depends on values, and records which of our operators were called.
 
     Args:
-        answer: to every yes or no.
+        answer: to every boolean.
     """
 
     def __init__(self, answer: bool) -> None:
@@ -55,7 +55,7 @@ class Quarter(TorchDispatchMode):
 
 
 def pretend(network: nn.Module) -> None:
-    """Put the network on the pretended GPU."""
+    """Move the network to the simulated GPU."""
     for module in network.modules():
         for tensors in (module._parameters, module._buffers):
             for name, x in tensors.items():

@@ -1,4 +1,4 @@
-"""The streaming engine over a model whose output reveals its whole history."""
+"""The session of recurrent models, over a model whose output reveals its whole history."""
 
 import random
 from collections import Counter

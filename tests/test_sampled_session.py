@@ -1,4 +1,4 @@
-"""The session that looks at a few frames first, over one that records what it is asked."""
+"""The session that samples a few frames first, over one that records its calls."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from vsvsr.streaming import SampledSession, Source
 
 
 class Recorder:
-    """Needs no frames but the one that is asked for."""
+    """Needs no frames but the requested one."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []

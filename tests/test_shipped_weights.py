@@ -1,4 +1,4 @@
-"""FastReal's shipped weights do what they are for, on a clip that they were not trained on."""
+"""FastReal's shipped weights beat bicubic on a clip that they were not trained on."""
 
 import numpy as np
 import pytest

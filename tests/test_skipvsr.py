@@ -40,7 +40,7 @@ def upscaled(network: BasicVSR, frames: list[Tensor]) -> Tensor:
 
 
 def one_block(network: SkipVSR, sensitivity: float) -> None:
-    """Leave one block in the forward trunk, and an estimator whose confidence is known."""
+    """Keep one block in the forward trunk, with an estimator of known confidence."""
     network.forward_trunk.main[2] = network.forward_trunk.main[2][:1]
     network.estimator_forward.weight.fill_(-sensitivity)
     network.estimator_forward.bias.fill_(3.0)
@@ -173,8 +173,8 @@ def test_a_resting_picture_comes_to_rest(network: SkipVSR, frames: list[Tensor])
     for picture in passes:
         pictures.append(picture)
         executed.append(network.tally.executed)
-    # The forward pass runs in full at first, and not at all in the end, though the flow is not quite zero. The
-    # backward pass, which began at the other end, has come to rest at the first frames.
+    # The forward pass runs in full at the first frame and not at all at the last, though the flow is not exactly
+    # zero. The backward pass, which starts at the last frame, skips everything at the first frames.
     assert executed[1] - executed[0] > 0.9 * 30 * 9
     assert executed[-1] == executed[-4]
     assert torch.equal(pictures[5], pictures[4])

@@ -58,7 +58,7 @@ DATA = Path(__file__).parent / "data"
 
 
 def random_module(channels: int, seed: int = 0, **sizes: int) -> RTSModule:
-    """A module whose zero-initialised layers are drawn too, so that frames do mix."""
+    """A module whose zero-initialised layers are random too, so that frames mix."""
     torch.manual_seed(seed)
     module = RTSModule(channels, **sizes)
     for last in (module.RTSConv.conv3, module.RTSAtten.project_out):
@@ -225,7 +225,7 @@ def test_merged_adapters_give_the_unmerged_forward() -> None:
 
 @pytest.fixture(scope="module")
 def tiny() -> UltraVSR:
-    """The tiny network with all temporal shift modules at work."""
+    """The tiny network with all temporal shift modules active."""
     torch.manual_seed(0)
     network = build(TINY).requires_grad_(False)
     for module in network.modules():
@@ -450,7 +450,7 @@ def streamed(pipeline: Pipeline | TiledPipeline, frames: torch.Tensor) -> torch.
 
 @pytest.fixture(params=["unet", "decoder"])
 def stage(request: pytest.FixtureRequest, tiny: UltraVSR) -> tuple[list[Step], int]:
-    """Steps of a stage and how far it reaches."""
+    """Steps of a stage and its temporal reach."""
     return (tiny.unet_steps(250, PROMPT), 16) if request.param == "unet" else (tiny.decoder_steps(), 8)
 
 
@@ -559,7 +559,7 @@ def test_tiles_cover_the_plane_and_blend_without_a_seam() -> None:
         blended = tiles.blend([tile.repeat_interleave(8, 2).repeat_interleave(8, 3) for tile in tiles.cut(plane)], 8)
         assert torch.allclose(blended, enlarged, atol=1e-6)
     assert len(Tiles(16, 24, tile=(16, 16), overlap=8)) == 2
-    # 1440 x 2560 pixels: equal tiles instead of some that overlap almost wholly.
+    # 1440 x 2560 pixels: equal tiles instead of some that overlap almost completely.
     large = Tiles(180, 320, tile=(96, 96), overlap=32)
     assert (len(large), large.size) == (15, (88, 96))
     assert len(Tiles(16, 16, tile=(16, 16), overlap=8)) == 1
@@ -601,7 +601,7 @@ def continued(model: Upscaler) -> ContinuedNetwork[Restored]:
 def rendered(
     settings: Upscaler | ContinuedNetwork[Restored], frames: torch.Tensor, emit: range, first: int = 0
 ) -> torch.Tensor:
-    """The frames of one call, none asked for beyond the last, written into strided views of one buffer."""
+    """The frames of one call, which reads none beyond the last, written into strided views of one buffer."""
     network = continued(settings) if isinstance(settings, Upscaler) else settings
     pictures = []
     for restored in itertools.islice(network.run(list(frames), emit, first), len(emit)):

@@ -1,4 +1,4 @@
-"""What is particular to ``core.vsvsr.Ultra``: the authors' files, degradation, prompts and context."""
+"""Tests of ``core.vsvsr.Ultra`` alone: the authors' files, degradation, prompts and context."""
 
 from collections.abc import Callable
 from functools import partial

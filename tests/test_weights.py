@@ -1,4 +1,4 @@
-"""The weight store: what is accepted, where it lands, and what is said when something is wrong."""
+"""The weight store: accepted files, their location, and error messages."""
 
 import hashlib
 import http.server

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels for any GPU, without one: for the tests and the kernel report."""
+"""Compile the kernels for any GPU, on a machine without one: for the tests and the kernel report."""
 
 import re
 import subprocess
@@ -16,21 +16,21 @@ from triton.compiler import ASTSource
 from . import block_skip, flow_warp, hidden_state_attention, masked_window_attention
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-"""Bytes of shared memory that one block may have, by compute capability."""
+"""Largest shared memory of a block in bytes, by compute capability."""
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 TENSOR_CORES = r"\b(?:HMMA|HGMMA|IMMA|QGMMA|UTCHMMA|UTCQMMA)\b"
-"""Instructions of the tensor cores, one generation after the other."""
+"""Tensor-core instructions of all generations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What one kernel takes on one GPU.
+    """Resources of one kernel on one GPU.
 
     Attributes:
         registers: of a thread.
-        stack: bytes of local memory of a thread; spilled registers lie there.
+        stack: bytes of local memory of a thread, which holds spilled registers.
         shared: bytes of shared memory of a block.
     """
 
@@ -72,18 +72,18 @@ class Launch:
         return triton.compile(source, target=target, options=dict(self.options))
 
     def usage(self, capability: int) -> Usage:
-        """What the kernel takes on an NVIDIA GPU of ``capability``, such as 86."""
+        """Resources on an NVIDIA GPU of ``capability``, such as 86."""
         compiled = self.compile(GPUTarget("cuda", capability, 32))
         registers, stack = resources(compiled.asm["cubin"])
         return Usage(registers=registers, stack=stack, shared=compiled.metadata.shared)
 
     def tensor_core_instructions(self, capability: int) -> int:
-        """How many instructions for the tensor cores there are in the GPU's own code; disassembling takes a second."""
+        """Number of tensor-core instructions in the machine code; disassembling takes a second."""
         return len(re.findall(TENSOR_CORES, self.compile(GPUTarget("cuda", capability, 32)).asm["sass"]))
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of the one kernel in a cubin, from the tool that Triton brings."""
+    """Registers and bytes of local memory of the one kernel in a cubin, from the tool that ships with Triton."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
@@ -95,7 +95,7 @@ def resources(cubin: bytes) -> tuple[int, int]:
 
 
 def compile_cuda_c(source: str, capability: int) -> Usage:
-    """What CUDA C that needs no header takes on an NVIDIA GPU, from NVIDIA's run-time compiler.
+    """Resources of CUDA C without headers on an NVIDIA GPU, from NVIDIA's run-time compiler (NVRTC).
 
     Raises:
         RuntimeError: the compiler's messages.

@@ -29,10 +29,10 @@ def tile_convolution_kernel(
 ):
     """One 3x3 convolution of ``conv2(relu(conv1(x)))`` on listed tiles, exact at the borders of the frame.
 
-    Source: "SkipVSR: Adaptive Patch Routing for Video Super-Resolution with Inter-Frame Mask", with tiles of whole
-    frames for patches: ``x + P F(x)``, P constant on tiles. The first convolution reads the map and writes each tile
-    with a halo of 1 to a list, ReLU applied, and zero outside the frame, as the padding of a dense second convolution
-    would be. The second reads the list and writes the tiles back.
+    Source: "SkipVSR: Adaptive Patch Routing for Video Super-Resolution with Inter-Frame Mask", with tiles of
+    whole frames instead of patches: ``x + P F(x)``, P constant on tiles. The first convolution reads the map and writes
+    each tile with a halo of 1 to a list, ReLU applied, and zero outside the frame, as the padding of a dense second
+    convolution would be. The second reads the list and writes the tiles back.
     ``y(p) = b + sum_t W_t x(p + t)``: nine products with gathered rows, fp32 sums. The taps are a loop at run time:
     unrolled, they spill.
 
@@ -40,7 +40,7 @@ def tile_convolution_kernel(
 
     Shapes, all contiguous, with ``c = CHANNELS`` and ``s = TILE + 2``:
         weight: ``(3, 3, c, c)``, input channel before output channel; bias: ``(c,)``.
-        tiles: int64 ``(k,)``, numbers of tiles, items one after the other, in each row by row.
+        tiles: int64 ``(k,)``, numbers of tiles, item by item, row by row.
         FIRST: source ``(n * height * width, c)`` or longer, result ``(k * s * s, c)``; total ``k * s * s``.
         else: source ``(k * s * s, c)``, result ``(n * height * width, c)`` or longer; total ``k * TILE * TILE``.
     """
@@ -99,7 +99,7 @@ def tile_convolution_kernel(
 
 
 def blocks(channels: int, dtype: torch.dtype) -> dict[str, int]:
-    """Sizes of a program for maps of ``channels``: fp32 products are made of more registers and memory."""
+    """Block sizes for maps of ``channels``: fp32 products need more registers and memory."""
     width = min(64, max(16, triton.next_power_of_2(channels)))
     if dtype == torch.float32:
         return {"PIXELS": 64, "INPUTS": min(32, width), "OUTPUTS": width, "num_warps": 4, "num_stages": 2}

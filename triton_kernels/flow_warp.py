@@ -1,4 +1,4 @@
-"""Bilinear backward warping, read and written in the layout that the map has."""
+"""Bilinear backward warping in the memory format of the map."""
 
 # ruff: noqa: N803 - compile-time constants are upper case in Triton
 
@@ -35,10 +35,10 @@ def flow_warp_kernel(
     """``y(p) = sum_t w_t(q) x(floor(q) + t)`` with ``q = p + flow(p)`` and the bilinear weights ``w_t`` of four pixels.
 
     Source: Jaderberg et al., "Spatial Transformer Networks", eq. 5; as ``F.grid_sample`` with ``align_corners=True``,
-    without the way to [-1, 1] and back, which costs digits on wide frames.
+    without the conversion to [-1, 1] and back, which loses precision on wide frames.
 
-    Why it pays, counted: an fp16 map of 64 channels at 480x270 has 16.6 MB. ``F.grid_sample`` wants the map in fp32 and
-    a grid made in seven passes, and gives a planar result that a channels-last convolution has copied first: 208 MB.
+    Traffic, counted: an fp16 map of 64 channels at 480x270 has 16.6 MB. ``F.grid_sample`` needs the map in fp32 and
+    a grid made in seven passes; its planar result is copied before a channels-last convolution: 208 MB.
     This kernel reads map and flow once, and writes the map where the next convolution reads it: 34 MB.
 
     One program per ``PIXELS`` pixels of an item, channels in blocks of ``CHANNELS``; coordinates and sums in fp32.
@@ -59,10 +59,10 @@ def flow_warp_kernel(
     place = flow + item * flow_n + y * flow_y + x * flow_x
     to_x = x + tl.load(place, mask=listed, other=0.0).to(tl.float32)
     to_y = y + tl.load(place + flow_c, mask=listed, other=0.0).to(tl.float32)
-    # Grid sampling knows one place only along an axis of one pixel.
+    # Along an axis of one pixel, grid sampling always reads that pixel.
     to_x = tl.where(width > 1, to_x, 0.0)
     to_y = tl.where(height > 1, to_y, 0.0)
-    # Beyond a pixel outside, every place reads zeros: no coordinate is too large for an integer.
+    # More than a pixel outside, every position reads zeros; clamping keeps coordinates within an integer.
     margin: tl.constexpr = 0 if BORDER else 2
     to_x = tl.minimum(tl.maximum(to_x, 0.0 - margin), width - 1.0 + margin)
     to_y = tl.minimum(tl.maximum(to_y, 0.0 - margin), height - 1.0 + margin)
@@ -93,7 +93,7 @@ WARPS = 8
 
 
 def blocks(channels: int) -> dict[str, int]:
-    """Sizes of a program for maps of ``channels``: four elements a thread, each read from four places; more spill."""
+    """Block sizes for maps of ``channels``: four elements a thread, each read from four positions; more spill."""
     width = min(32, triton.next_power_of_2(channels))
     return {"PIXELS": min(1024 // width, 256), "CHANNELS": width}
 

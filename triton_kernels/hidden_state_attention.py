@@ -107,7 +107,7 @@ def hidden_state_attention_kernel(
 
 
 ROWS, COLUMNS, CHANNELS, WARPS = 4, 32, 32, 4
-"""Pixels and channels of a program, and its warps: rows of 32 pixels to be read by a warp, and no spills anywhere."""
+"""Pixels and channels of a program, and its warps: a warp reads rows of 32 pixels; no target spills."""
 
 
 def hidden_state_attention(query: Tensor, key: Tensor, value: Tensor, filters: Tensor) -> Tensor:

@@ -39,10 +39,10 @@ def masked_window_attention_kernel(
     Source: MIA-VSR ("Video Super-Resolution Transformer with Masked Inter&Intra-Frame Attention"), eq. 4 to 6, on
     shifted windows (Swin Transformer). Window ``(i, j)`` holds the pixels
     ``(i WINDOW + r + SHIFT, j WINDOW + s + SHIFT)`` modulo the padded frame: the roll is an address. M is -100 between
-    pixels that the roll brought together. Padding has the projections of a zero token, which are their biases.
+    pixels that the roll brought together. Padding has the projections of a zero token, that is, their biases.
 
     One program per ``QUERIES`` kept positions of a window and head; programs beyond the list end at once. The softmax
-    runs over the frames one after the other (Milakov and Gimelshein, "Online normalizer calculation"), in fp32.
+    runs over the frames in order (Milakov and Gimelshein, "Online normalizer calculation"), in fp32.
 
     Shapes, all contiguous, with ``c = CHANNELS``, ``p = WINDOW ** 2`` and ``windows = windows_y * windows_x``:
         query, result: ``(kept, c)``, kept pixels of the last frame in raster order.
@@ -118,7 +118,7 @@ def masked_window_attention_kernel(
 
 
 QUERIES, WARPS, STAGES = 16, 4, 1
-"""The least rows of a tensor-core product: lists are short. More stages only cost shared memory."""
+"""The fewest rows of a tensor-core product, because lists are short; more stages only cost shared memory."""
 
 
 def masked_window_attention(

@@ -1,4 +1,4 @@
-"""VapourSynth's planes to a frame as convolutions read it, in CUDA C by way of CuPy."""
+"""VapourSynth's planes to a channels-last frame, in CUDA C through CuPy."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +16,7 @@ __device__ float load(Half x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "
 __device__ void store(float *to, float x) { *to = x; }
 __device__ void store(Half *to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to->bits) : "f"(x)); }
 """
-"""Written out, so that no header has to be found. To half precision: nearest, ties to even, infinite beyond 65504."""
+"""Written out, so that no CUDA header is needed. To half precision: nearest, ties to even, infinite beyond 65504."""
 
 KERNEL = r"""
 // One thread a pixel: rows are read as they lie, the three channels of a pixel are written next to each other.
@@ -41,7 +41,7 @@ def source(planes: torch.dtype, frame: torch.dtype) -> str:
 
 @cache
 def kernel(planes: torch.dtype, frame: torch.dtype) -> Any:
-    """CuPy's object for planes and a frame of these types; it compiles when it is first used on a device."""
+    """CuPy's kernel for planes and a frame of these types; it is compiled at its first use on a device."""
     import cupy
 
     return cupy.RawKernel(source(planes, frame), "unpack_planes")
@@ -49,7 +49,7 @@ def kernel(planes: torch.dtype, frame: torch.dtype) -> Any:
 
 @dataclass(frozen=True)
 class _Stream:
-    """A stream as CuPy takes it: an object that tells its version of the protocol and its address."""
+    """A stream by CuPy's stream protocol: version and address."""
 
     pointer: int
 
