@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -42,6 +43,18 @@ def test_the_version_is_the_projects_everywhere() -> None:
     assert vs.core.vsvsr.Version()["version"] == installed
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["version"] == installed
+
+
+def test_the_guide_for_contributors_names_files_that_exist_and_every_golden() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = "vsvsr|tests|scripts|triton_kernels|plugins|engine|filters|training"
+    named = set(re.findall(rf"`((?:{rooms})/[\w/.]+)`", guide))
+    named = {path for path in named if "NAME" not in path}
+    assert len(named) > 10
+    missing = [path for path in named if not (ROOT / path).exists() and not (ROOT / "vsvsr" / path).exists()]
+    assert not missing
+    goldens = {path.stem for path in (ROOT / "tests" / "data").iterdir()}
+    assert goldens <= set(re.findall(r"^\| `(\w+)` \|", guide, flags=re.M))
 
 
 def test_signatures_are_made_without_torch() -> None:
