@@ -26,7 +26,7 @@ from vsvsr.bridge import FilterInstance
 from vsvsr.engine.chunked import ChunkedNetwork
 from vsvsr.engine.graph import StepGraph
 from vsvsr.engine.memory import fit_tiles
-from vsvsr.engine.planes import Planes
+from vsvsr.engine.planes import Output, Planes, read
 from vsvsr.engine.recurrent import RecurrentNetwork
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.transfer import HostTransfer, StagedTransfer
@@ -106,20 +106,48 @@ class TestTransfer:
         frames = []
         for shift in range(5):
             backing, planes = memory(7, 16, dtype)
-            backing += shift
+            backing += shift / 5
             frames.append((staged.read(planes), direct.read(planes)))
             backing.zero_()
         for result, expected in frames:
-            assert torch.equal(result, expected)
-            assert result.dtype == compute
-            assert result.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(result.pixels, expected.pixels)
+            assert result.pixels.dtype == compute
+            assert result.pixels.is_contiguous(memory_format=torch.channels_last)
+            assert not result.non_finite
 
-    def test_values_are_rounded_to_nearest_even_and_not_clamped(self) -> None:
+    def test_values_are_rounded_to_nearest_even(self) -> None:
         backing, planes = memory(3, 8, torch.float32)
-        backing.view(-1)[:6] = torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, -0.25, 7.5, 65519.0, 65520.0])
+        backing.view(-1)[:6] = torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, -0.25, 1e-9, -1.0, 2.0])
         planes = Planes(3, 6, torch.float32, planes.places)
-        row = StagedTransfer(LooseStreams(), torch.float16).read(planes)[0, 0, 0]
-        assert row.tolist() == [1.0, 1 + 2**-9, -0.25, 7.5, 65504.0, float("inf")]
+        row = StagedTransfer(LooseStreams(), torch.float16).read(planes).pixels[0, 0, 0]
+        assert row.tolist() == [1.0, 1 + 2**-9, -0.25, 0.0, -1.0, 2.0]
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    @pytest.mark.parametrize("compute", [torch.float32, torch.float16])
+    @pytest.mark.parametrize(
+        ("sample", "seen", "non_finite"),
+        [
+            ("nan", 0.0, True),
+            ("inf", 2.0, True),
+            ("-inf", -1.0, True),
+            ("65504", 2.0, False),
+            ("-2.5", -1.0, False),
+            ("1.5", 1.5, False),
+            ("-0.0", 0.0, False),
+        ],
+    )
+    def test_one_sample_is_bounded_on_every_way_and_told_of_where_it_is_not_finite(
+        self, dtype: torch.dtype, compute: torch.dtype, sample: str, seen: float, non_finite: bool
+    ) -> None:
+        backing, planes = memory(7, 16, dtype)
+        expected = backing[..., :11].to(compute, copy=True)
+        backing[1, 3, 4], expected[1, 3, 4] = float(sample), seen
+        backing[..., 11:] = float("nan")  # beyond the rows: no sample of the picture
+        for way in (HostTransfer(compute), StagedTransfer(LooseStreams(), compute)):
+            frame = way.read(planes)
+            assert torch.equal(frame.pixels[0], expected)
+            assert bool(frame.non_finite) == non_finite
+        assert torch.equal(read(planes, CPU, compute).pixels[0], expected)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     def test_pictures_arrive_whole_and_leave_the_padding_alone(self, dtype: torch.dtype) -> None:
@@ -141,7 +169,7 @@ class TestTransfer:
         staged = StagedTransfer(LooseStreams(), torch.float32)
         for height, pitch in ((7, 16), (9, 16), (7, 24)):
             backing, planes = memory(height, pitch, torch.float32)
-            assert torch.equal(staged.read(planes)[0], backing[..., : pitch - 5])
+            assert torch.equal(staged.read(planes).pixels[0], backing[..., : pitch - 5])
 
     def test_copies_begin_after_the_computing_that_they_depend_on(self) -> None:
         streams = PretendedStreams()
@@ -374,7 +402,7 @@ class Hungry:
     def advance(self, n: int, wanted: list[int], sources: dict[int, Source[Planes]]) -> list[int]:
         return []
 
-    def render(self, n: int, output: Planes) -> bool:
+    def render(self, n: int, output: Output) -> bool:
         if self.failures:
             self.failures -= 1
             self.scratch = torch.empty(1)

@@ -55,8 +55,13 @@ def test_flow_warp_gives_the_plain_forms_result(
 def test_unpack_planes_gives_the_plain_forms_bits(planes: torch.dtype, frame: torch.dtype) -> None:
     pytest.importorskip("cupy", reason="the plain form runs without CuPy")
     torch.manual_seed(0)
-    rows = (torch.randn(3, 270, 512, device="cuda") * 1000).to(planes)
-    assert torch.equal(fused_unpack_planes(rows, 481, frame), unpack_planes_reference(rows, 481, frame))
+    rows = (torch.randn(3, 270, 512, device="cuda") * 2).to(planes)
+    for sample in (0.5, float("nan"), float("inf"), float("-inf")):
+        rows[1, 100, 200] = sample
+        result, non_finite = fused_unpack_planes(rows, 481, frame)
+        expected = unpack_planes_reference(rows, 481, frame)
+        assert torch.equal(result, expected[0])
+        assert bool(non_finite) == bool(expected[1]) == (sample != 0.5)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -66,7 +71,7 @@ def test_frames_and_pictures_cross_unchanged(dtype: torch.dtype) -> None:
     for shift in range(6):
         backing, planes = memory(201, 512, dtype)
         backing += shift
-        frames.append((staged.read(planes), direct.read(planes)))
+        frames.append((staged.read(planes).pixels, direct.read(planes).pixels))
         picture = torch.rand(3, 201, 507, device="cuda").to(dtype)
 
         def write(channels: Sequence[Tensor], picture: Tensor = picture) -> None:

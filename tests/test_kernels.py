@@ -25,7 +25,7 @@ from vsvsr.ops.hidden_state_attention import (
     member_filters,
 )
 from vsvsr.ops.masked_window_attention import fused_masked_window_attention, masked_window_attention_reference
-from vsvsr.ops.unpack_planes import _kernel_compiles, unpack_planes, unpack_planes_reference
+from vsvsr.ops.unpack_planes import HIGHEST, LOWEST, _kernel_compiles, unpack_planes, unpack_planes_reference
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 
@@ -107,16 +107,18 @@ class TestUnpackPlanes:
     struct Half { _Float16 value; };
     static float load(float x) { return x; }
     static float load(Half x) { return x.value; }
+    static bool finite(float x) { return __builtin_isfinite(x); }
     static void store(float *to, float x) { *to = x; }
     static void store(Half *to, float x) { to->value = x; }
     """
     LOOP = """
-    extern "C" void run(const SOURCE *planes, RESULT *frame, int height, int width, int pitch, unsigned threads)
+    extern "C" void run(const SOURCE *planes, RESULT *frame, unsigned char *non_finite, int height, int width,
+                        int pitch, float lowest, float highest, unsigned threads)
     {
         blockDim.x = threads;
         for (blockIdx.x = 0; blockIdx.x * threads < height * width; blockIdx.x++)
             for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++)
-                unpack_planes(planes, frame, height, width, pitch);
+                unpack_planes(planes, frame, non_finite, height, width, pitch, lowest, highest);
     }
     """
 
@@ -131,13 +133,18 @@ class TestUnpackPlanes:
         subprocess.run(command, cwd=tmp_path, check=True)
         library = ctypes.CDLL(str(tmp_path / "kernel.so"))
         torch.manual_seed(0)
-        rows = (torch.randn(3, 7, 24) * 100).to(planes)
-        result = torch.full((7 * 19 * 3 + 8,), 12345.0, dtype=frame)
-        address = [ctypes.c_void_p(x.data_ptr()) for x in (rows, result)]
-        library.run(*address, 7, 19, 24, unpack_planes_kernel.THREADS)
-        expected = unpack_planes_reference(rows, 19, frame)
-        assert torch.equal(result[:-8].view(1, 7, 19, 3).permute(0, 3, 1, 2), expected)
-        assert bool((result[-8:] == 12345.0).all())
+        rows = (torch.randn(3, 7, 24) * 2).to(planes)
+        bounds = ctypes.c_float(LOWEST), ctypes.c_float(HIGHEST)
+        for sample in (0.5, float("nan"), float("inf"), float("-inf")):
+            rows[1, 3, 18] = sample
+            rows[:, :, 19:] = float("nan")
+            result, non_finite = torch.full((7 * 19 * 3 + 8,), 12345.0, dtype=frame), torch.zeros(1, dtype=torch.uint8)
+            address = [ctypes.c_void_p(x.data_ptr()) for x in (rows, result, non_finite)]
+            library.run(*address, 7, 19, 24, *bounds, unpack_planes_kernel.THREADS)
+            expected = unpack_planes_reference(rows, 19, frame)
+            assert torch.equal(result[:-8].view(1, 7, 19, 3).permute(0, 3, 1, 2), expected[0])
+            assert bool((result[-8:] == 12345.0).all())
+            assert bool(non_finite) == bool(expected[1]) == (sample != 0.5)
 
     def test_without_cupy_or_with_one_that_cannot_compile_the_plain_form_runs(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -164,9 +171,10 @@ class TestUnpackPlanes:
             result = unpack_planes(torch.empty(3, 7, 24, device="cuda"), 19, torch.float16)
             expected = unpack_planes(torch.empty(3, 7, 24), 19, torch.float16)
         assert "vsvsr::unpack_planes" in called.names
-        assert result.stride() == expected.stride()
-        assert result.shape == expected.shape == (1, 3, 7, 19)
-        assert result.dtype == expected.dtype
+        for x, shape in zip(result, ((1, 3, 7, 19), (1,)), strict=True):
+            assert x.shape == shape
+        for x, y in zip(result, expected, strict=True):
+            assert (x.shape, x.stride(), x.dtype) == (y.shape, y.stride(), y.dtype)
 
 
 class Called(TorchDispatchMode):

@@ -48,7 +48,8 @@ def test_a_frame_that_was_read_outlives_the_planes(dtype: torch.dtype) -> None:
     expected = backing[:, :, :11].float().clone()
     frame = read(planes, torch.device("cpu"), torch.float32)
     backing.zero_()
-    assert torch.equal(frame[0], expected)
+    assert torch.equal(frame.pixels[0], expected)
+    assert not frame.non_finite
 
 
 @pytest.mark.parametrize(

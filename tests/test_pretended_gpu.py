@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vsvsr.engine.chunked import ChunkedNetwork
 from vsvsr.engine.memory import feature_budget
+from vsvsr.engine.planes import Frame
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.models.common import Write
 from vsvsr.models.common.offload import OffloadBuffer
@@ -140,7 +141,8 @@ def run_skip(free: int, given: int | None, monkeypatch: pytest.MonkeyPatch) -> t
         tiles = TileGrid(320, 180, (0, 0), 16, smallest=16, scale=4)
         network = ChunkedNetwork(skip.chunk, device, torch.float32, tiles, FEATURE)
         network.budget = feature_budget(given, device)
-        frames = [torch.empty(1, 3, 180, 320, device=device) for _ in range(30)]
+        non_finite = torch.zeros(1, dtype=torch.bool, device=device)
+        frames = [Frame(torch.empty(1, 3, 180, 320, device=device), non_finite) for _ in range(30)]
         for _ in network.run(frames, range(30), 0):
             pass
     (buffer,) = buffers

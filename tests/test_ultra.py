@@ -3,6 +3,7 @@
 import csv
 import itertools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from tests.ultra_files import released_state
 from vsvsr.engine.continued import ContinuedNetwork
+from vsvsr.engine.planes import Frame
 from vsvsr.errors import UserError
 from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR, Upscaler, build, fix_colour
@@ -592,6 +594,10 @@ def upscaler(network: UltraVSR, **settings: Any) -> Upscaler:
     return Upscaler(network, degradation=0.4, prompt=PROMPT, **settings)
 
 
+def as_read(frames: Iterable[torch.Tensor]) -> list[Frame]:
+    return [Frame(frame[None], torch.zeros(1, dtype=torch.bool)) for frame in frames]
+
+
 def continued(model: Upscaler) -> ContinuedNetwork[Restored]:
     network = ContinuedNetwork[Restored](torch.device("cpu"), torch.float32)
     network.model = model
@@ -604,9 +610,9 @@ def rendered(
     """The frames of one call, which reads none beyond the last, written into strided views of one buffer."""
     network = continued(settings) if isinstance(settings, Upscaler) else settings
     pictures = []
-    for restored in itertools.islice(network.run(list(frames), emit, first), len(emit)):
+    for restored in itertools.islice(network.run(as_read(frames), emit, first), len(emit)):
         buffer = torch.full((3, frames.shape[-2] * 4, frames.shape[-1] * 4 + 7), torch.nan)
-        network.model.render(restored, buffer[..., : frames.shape[-1] * 4].unbind(0))
+        network.model.render(restored.result, buffer[..., : frames.shape[-1] * 4].unbind(0))
         assert buffer[..., frames.shape[-1] * 4 :].isnan().all()
         pictures.append(buffer[..., : frames.shape[-1] * 4])
     return torch.stack(pictures)
@@ -800,8 +806,8 @@ def test_the_finished_generator_gives_the_pictures_of_the_trained_one(trained: T
     with torch.inference_mode():
         pictures = trainer.generate(frames)[1]
         network = continued(Upscaler(finished, degradation=0.8, prompt=PROMPT))
-        restored = network.run(list(frames), range(3), 0)
-        result = torch.cat([frame.picture for frame in restored])
+        restored = network.run(as_read(frames), range(3), 0)
+        result = torch.cat([frame.result.picture for frame in restored])
     assert torch.allclose(result, (pictures.clamp(-1, 1) + 1) / 2, atol=1e-4)
 
 

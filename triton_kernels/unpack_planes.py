@@ -11,6 +11,7 @@ TYPES = {torch.float32: "float", torch.float16: "Half"}
 
 CONVERSIONS = r"""
 struct Half { unsigned short bits; };
+__device__ bool finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
 __device__ float load(float x) { return x; }
 __device__ float load(Half x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits)); return y; }
 __device__ void store(float *to, float x) { *to = x; }
@@ -20,14 +21,20 @@ __device__ void store(Half *to, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(t
 
 KERNEL = r"""
 // One thread a pixel: rows are read as they lie, the three channels of a pixel are written next to each other.
-extern "C" __global__ void unpack_planes(const SOURCE *planes, RESULT *frame, int height, int width, int pitch)
+extern "C" __global__ void unpack_planes(const SOURCE *planes, RESULT *frame, unsigned char *non_finite, int height,
+                                         int width, int pitch, float lowest, float highest)
 {
     const long long pixel = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (pixel >= (long long)height * width)
         return;
     const long long place = pixel / width * pitch + pixel % width;
-    for (int channel = 0; channel < 3; channel++)
-        store(&frame[pixel * 3 + channel], load(planes[(long long)channel * height * pitch + place]));
+    for (int channel = 0; channel < 3; channel++) {
+        const float x = load(planes[(long long)channel * height * pitch + place]);
+        if (!finite(x))
+            *non_finite = 1; // whoever writes, writes the same
+        // A NaN fails both comparisons.
+        store(&frame[pixel * 3 + channel], x < lowest ? lowest : x > highest ? highest : x == x ? x : 0.0f);
+    }
 }
 """
 
@@ -57,24 +64,30 @@ class _Stream:
         return 0, self.pointer
 
 
-def unpack_planes(planes: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+def unpack_planes(
+    planes: Tensor, width: int, dtype: torch.dtype, lowest: float, highest: float
+) -> tuple[Tensor, Tensor]:
     """Launch the kernel on torch's current stream.
 
     Args:
         planes: rows with their padding ``(3, h, pitch)``, contiguous, fp32 or fp16.
         width: pixels of a row that belong to the picture.
         dtype: of the result, fp32 or fp16.
+        lowest: lower values become this.
+        highest: higher values become this; NaN becomes 0.
 
     Returns:
-        ``(1, 3, h, width)``, channels last.
+        The frame ``(1, 3, h, width)``, channels last; and ``(1,)`` uint8, 1 where a sample of it was not finite.
     """
     import cupy
 
     _, height, pitch = planes.shape
     frame = planes.new_empty((1, height, width, 3), dtype=dtype)
+    non_finite = planes.new_zeros(1, dtype=torch.uint8)
     stream = cupy.cuda.Stream.from_external(_Stream(torch.cuda.current_stream(planes.device).cuda_stream))
     with cupy.cuda.Device(planes.device.index), stream:
-        arguments = cupy.from_dlpack(planes), cupy.from_dlpack(frame)
+        arguments = (cupy.from_dlpack(x) for x in (planes, frame, non_finite))
         sizes = (cupy.int32(size) for size in (height, width, pitch))
-        kernel(planes.dtype, dtype)((-(-height * width // THREADS),), (THREADS,), (*arguments, *sizes))
-    return frame.permute(0, 3, 1, 2)
+        bounds = (cupy.float32(bound) for bound in (lowest, highest))
+        kernel(planes.dtype, dtype)((-(-height * width // THREADS),), (THREADS,), (*arguments, *sizes, *bounds))
+    return frame.permute(0, 3, 1, 2), non_finite

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from vsvsr.engine.planes import Planes
+from vsvsr.engine.planes import Output, Planes
 from vsvsr.engine.worker import stop_workers, worker_of
 from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
@@ -51,7 +51,7 @@ class FilterInstance:
     def render(self, n: int, places: Places) -> int:
         """Write frame ``n``; returns 1 when it is approximate."""
         height, width = self._clip.height * self._scale, self._clip.width * self._scale
-        output = Planes(height, width, self._dtype, places)
+        output = Output(Planes(height, width, self._dtype, places))
         return int(self._run(lambda: self._session.render(n, output)))
 
     def failed(self, frames: list[int]) -> None:

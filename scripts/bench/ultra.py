@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scripts.bench import harness
 from vsvsr.engine.continued import ContinuedNetwork
+from vsvsr.engine.planes import Frame
 from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR, Upscaler, build
 from vsvsr.models.ultra.files import load_compact
 from vsvsr.models.ultra.memory import waiting
@@ -54,6 +55,10 @@ def noise(count: int, height: int, width: int) -> list[Tensor]:
     return list(torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)))
 
 
+def as_read(frames: list[Tensor]) -> list[Frame]:
+    return [Frame(frame[None], torch.zeros(1, dtype=torch.bool)) for frame in frames]
+
+
 def consume(pictures: Iterator[object]) -> None:
     """Run to the end, keeping nothing."""
     for _ in pictures:
@@ -69,14 +74,14 @@ def in_chunks(network: UltraVSR, frames: list[Tensor], length: int, *, continued
         emit = range(start - first, stop - first)
         if not continued:
             stream = stream_of(upscaler(network))
-        consume(stream.run(frames[first:last], emit, first))
+        consume(stream.run(as_read(frames[first:last]), emit, first))
 
 
 def timing(results: harness.Results, network: UltraVSR, frames: list[Tensor], rounds: int) -> None:
     """Milliseconds a frame, and ratios to a stream."""
     count, length = len(frames), 12
     works: dict[str, Callable[[], None]] = {
-        "stream": lambda: consume(stream_of(upscaler(network)).run(frames, range(count), 0)),
+        "stream": lambda: consume(stream_of(upscaler(network)).run(as_read(frames), range(count), 0)),
         f"chunks of {length}, continued": partial(in_chunks, network, frames, length, continued=True),
         f"chunks of {length}, each on its own": partial(in_chunks, network, frames, length, continued=False),
         "whole clip at once, batched": partial(whole_clip, network, frames),
@@ -109,7 +114,7 @@ def peak_of_stream(path: Path | None, count: int, height: int, width: int) -> tu
     """Growth of the process and peak of the offload buffer, in MB."""
     settings, frames = upscaler(load_network(path)), noise(count, height, width)
     before = harness.peak_megabytes()
-    consume(stream_of(settings).run(frames, range(count), 0))
+    consume(stream_of(settings).run(as_read(frames), range(count), 0))
     return harness.peak_megabytes() - before, settings.buffer.peak / 1e6
 
 
@@ -128,8 +133,8 @@ def context(results: harness.Results, network: UltraVSR, frames: list[Tensor]) -
     for count in (REACH, 16, 8, 4, 2, 0):
         first = max(middle - count, 0)
         emit = range(middle - first, middle - first + 4)
-        pictures = stream_of(upscaler(network)).run(frames[first : middle + 4 + count], emit, 0)
-        result = torch.cat([restored.picture for restored in pictures])
+        pictures = stream_of(upscaler(network)).run(as_read(frames[first : middle + 4 + count]), emit, 0)
+        result = torch.cat([restored.result.picture for restored in pictures])
         exact = result if exact is None else exact
         results.add(f"{count} frames of context", {"difference": float((result - exact).abs().max())})
 

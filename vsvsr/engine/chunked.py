@@ -1,13 +1,14 @@
 """A network that sees chunks as the streaming engine wants it: planes in, planes out, tile by tile."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vsvsr.engine.planes import Planes
+from vsvsr.engine.planes import Frame, Output, Planes
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.transfer import transfer
 from vsvsr.models.common import Write
@@ -26,6 +27,19 @@ class Chunks(Protocol):
             buffer: where features wait.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkResult:
+    """A frame that is ready to be written.
+
+    Attributes:
+        parts: what writes each tile.
+        non_finite: see `Frame`.
+    """
+
+    parts: tuple[Write, ...]
+    non_finite: Tensor
 
 
 class ChunkedNetwork:
@@ -54,27 +68,31 @@ class ChunkedNetwork:
         self._result_size = result_size
         self.budget: int | None = None
 
-    def read(self, frame: Planes) -> Tensor:
+    def read(self, frame: Planes) -> Frame:
         """See `ChunkModel.read`."""
-        return self._tiles.pad(self._transfer.read(frame))
+        read = self._transfer.read(frame)
+        return Frame(self._tiles.pad(read.pixels), read.non_finite)
 
-    def run(self, pictures: Sequence[Tensor], emit: range, first: int) -> Iterator[tuple[Write, ...]]:
+    def run(self, pictures: Sequence[Frame], emit: range, first: int) -> Iterator[ChunkResult]:
         """See `ChunkModel.run`."""
         buffer = OffloadBuffer(self.budget)
-        cut = zip(*(self._tiles.cut(picture) for picture in pictures), strict=True)
-        return zip(*(self._chunks(part, emit, buffer=buffer) for part in cut), strict=True)
+        cut = zip(*(self._tiles.cut(picture.pixels) for picture in pictures), strict=True)
+        results = zip(*(self._chunks(part, emit, buffer=buffer) for part in cut), strict=True)
+        return (ChunkResult(parts, pictures[i].non_finite) for i, parts in zip(emit, results, strict=True))
 
-    def render(self, result: tuple[Write, ...], output: Planes) -> None:
+    def render(self, result: ChunkResult, output: Output) -> None:
         """See `ChunkModel.render`."""
-        self._transfer.write(partial(self._tiles.write, result), output)
+        self._transfer.write(partial(self._tiles.write, result.parts), output.planes)
+        output.non_finite = bool(result.non_finite)
 
     def rehearse(self, width: int, height: int) -> None:
         """Run three black frames on the device, so that out-of-memory shows at construction."""
         black = self._tiles.pad(torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device))
         picture = black.new_empty((3, height * self._tiles.scale, width * self._tiles.scale))
-        for result in self.run([black] * 3, range(3), 0):
-            self._tiles.write(result, picture.unbind())
+        frame = Frame(black, black.new_zeros(1, dtype=torch.bool))
+        for result in self.run([frame] * 3, range(3), 0):
+            self._tiles.write(result.parts, picture.unbind())
 
-    def size(self, result: tuple[Write, ...]) -> int:
+    def size(self, result: ChunkResult) -> int:
         """See `ChunkModel.size`."""
         return self._result_size

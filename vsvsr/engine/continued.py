@@ -1,13 +1,14 @@
 """A network that sees frames in order and goes on where it stopped: planes in, planes out."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from vsvsr.engine.planes import Planes
+from vsvsr.engine.planes import Frame, Output, Planes
 from vsvsr.engine.transfer import transfer
 
 
@@ -59,6 +60,19 @@ class ContinuedModel[R: Result](Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ContinuedResult[R: Result]:
+    """A frame that is ready to be written.
+
+    Attributes:
+        result: the network's.
+        non_finite: see `Frame`.
+    """
+
+    result: R
+    non_finite: Tensor
+
+
 class _Stream[R: Result]:
     """A stretch of one scene on its way through the network.
 
@@ -88,11 +102,11 @@ class _Stream[R: Result]:
         self.received -= frames
         self.delivered -= frames
 
-    def advance(self, frames: Sequence[Tensor]) -> R | None:
+    def advance(self, frames: Sequence[Frame]) -> R | None:
         """Push the next of ``frames``, which begin at ``first``; when they are over, take one more frame out."""
         if self.received < len(frames):
             self.received += 1
-            result = self._restoration.push(frames[self.received - 1])
+            result = self._restoration.push(frames[self.received - 1].pixels[0])
         else:
             if not self.ended:
                 self.ended = True
@@ -119,11 +133,12 @@ class ContinuedNetwork[R: Result]:
         self._transfer = transfer(device, dtype)
         self._stream: _Stream[R] | None = None
 
-    def read(self, frame: Planes) -> Tensor:
+    def read(self, frame: Planes) -> Frame:
         """See `ChunkModel.read`."""
-        return self._transfer.read(frame)[0].contiguous()
+        read = self._transfer.read(frame)
+        return Frame(read.pixels.contiguous(), read.non_finite)
 
-    def run(self, pictures: Sequence[Tensor], emit: range, first: int) -> Iterator[R]:
+    def run(self, pictures: Sequence[Frame], emit: range, first: int) -> Iterator[ContinuedResult[R]]:
         """See `ChunkModel.run`. A call that goes on where the last one stopped continues from the features that wait,
         so that playback sees each frame once; the pixels are the same.
         """
@@ -139,7 +154,7 @@ class ContinuedNetwork[R: Result]:
             if stream.delivered == emit.stop:
                 # Before the last frame goes out, after which nobody may ask again.
                 self._stream = stream
-            yield result
+            yield ContinuedResult(result, pictures[stream.delivered - 1].non_finite)
 
     def _resume(self, emit: range, length: int, first: int) -> _Stream[R] | None:
         """The last call's stream, if a new one would give the same frames in ``emit`` after more work."""
@@ -154,10 +169,11 @@ class ContinuedNetwork[R: Result]:
         stream.move(moved)
         return stream
 
-    def render(self, result: R, output: Planes) -> None:
+    def render(self, result: ContinuedResult[R], output: Output) -> None:
         """See `ChunkModel.render`."""
-        self._transfer.write(partial(self.model.render, result), output)
+        self._transfer.write(partial(self.model.render, result.result), output.planes)
+        output.non_finite = bool(result.non_finite)
 
-    def size(self, result: R) -> int:
+    def size(self, result: ContinuedResult[R]) -> int:
         """See `ChunkModel.size`."""
-        return result.nbytes
+        return result.result.nbytes

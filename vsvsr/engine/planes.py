@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vsvsr.ops.unpack_planes import HIGHEST, LOWEST
+
 
 @dataclass(frozen=True, slots=True)
 class Planes:
@@ -44,9 +46,45 @@ class Planes:
         return torch.frombuffer(memory, dtype=self.dtype, count=count)
 
 
-def read(planes: Planes, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The frame as ``(1, 3, height, width)`` on ``device``: the one copy that a state needs to outlive it."""
-    frame = torch.empty((1, len(planes.places), planes.height, planes.width), dtype=dtype, device=device)
-    for target, plane in zip(frame[0], planes.views(), strict=True):
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame of the source as networks see it.
+
+    Attributes:
+        pixels: ``(1, 3, h, w)`` on the device, within `LOWEST` and `HIGHEST`, in any layout, memory of its own.
+        non_finite: whether samples of the source were NaN or infinite; a bool of one element on the device.
+    """
+
+    pixels: Tensor
+    non_finite: Tensor
+
+
+@dataclass(slots=True)
+class Output:
+    """Where a picture goes, and what is to be said of it.
+
+    Attributes:
+        planes: the picture's.
+        non_finite: whether samples of the frame's own source were NaN or infinite; known when it has been written.
+    """
+
+    planes: Planes
+    non_finite: bool = False
+
+
+def read(planes: Planes, device: torch.device, dtype: torch.dtype) -> Frame:
+    """The frame on ``device``: the one copy that a state needs to outlive it.
+
+    A sample x becomes ``min(max(x, LOWEST), HIGHEST)``, infinities too, and NaN becomes 0.
+    """
+    pixels = torch.empty((1, len(planes.places), planes.height, planes.width), dtype=dtype, device=device)
+    for target, plane in zip(pixels[0], planes.views(), strict=True):
         target.copy_(plane)
-    return frame
+    low, high = pixels.aminmax()  # both NaN where a sample is
+    if low >= LOWEST and high <= HIGHEST:
+        return Frame(pixels, torch.tensor([False], device=device))
+    finite = True
+    for target, plane in zip(pixels[0], planes.views(), strict=True):
+        finite &= bool(plane.isfinite().all())
+        target.copy_(plane.nan_to_num(0.0, HIGHEST, LOWEST).clamp_(LOWEST, HIGHEST))
+    return Frame(pixels, torch.tensor([not finite], device=device))

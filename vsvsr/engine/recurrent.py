@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vsvsr.engine.graph import StepGraph
-from vsvsr.engine.planes import Planes
+from vsvsr.engine.planes import Frame, Output, Planes
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.transfer import transfer
 
@@ -38,10 +38,12 @@ class NetworkState:
     Attributes:
         frame: that frame, padded to what the network takes, ``(1, 3, h, w)``.
         hidden: the hidden state of every tile, ``(1, c, tile h, tile w)`` each.
+        non_finite: see `Frame`.
     """
 
     frame: Tensor
     hidden: tuple[Tensor, ...]
+    non_finite: Tensor
 
 
 class RecurrentNetwork:
@@ -69,24 +71,28 @@ class RecurrentNetwork:
         """See `RecurrentModel.step`."""
         return self._step(state, self._transfer.read(frame))
 
-    def render(self, state: NetworkState, output: Planes) -> None:
+    def render(self, state: NetworkState, output: Output) -> None:
         """See `RecurrentModel.render`."""
-        self._transfer.write(partial(self._write, state), output)
+        self._transfer.write(partial(self._write, state), output.planes)
+        output.non_finite = bool(state.non_finite)
 
     def rehearse(self, width: int, height: int) -> None:
         """Run every part once on black frames, so that out-of-memory shows at construction."""
-        black = torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device)
+        pixels = torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device)
+        black = Frame(pixels, pixels.new_zeros(1, dtype=torch.bool))
         state = self._step(self._step(None, black), black)
         scale = self._network.scale
-        self._write(state, black.new_empty((3, height * scale, width * scale)).unbind())
+        self._write(state, pixels.new_empty((3, height * scale, width * scale)).unbind())
 
-    def _step(self, state: NetworkState | None, frame: Tensor) -> NetworkState:
-        current = self._tiles.pad(frame).contiguous(memory_format=torch.channels_last)
+    def _step(self, state: NetworkState | None, frame: Frame) -> NetworkState:
+        current = self._tiles.pad(frame.pixels).contiguous(memory_format=torch.channels_last)
         parts = self._tiles.cut(current)
         if state is None:
-            return NetworkState(current, tuple(self._network.propagate(part, None, None) for part in parts))
-        before = zip(parts, self._tiles.cut(state.frame), state.hidden, strict=True)
-        return NetworkState(current, tuple(self._next(*arguments) for arguments in before))
+            hidden = tuple(self._network.propagate(part, None, None) for part in parts)
+        else:
+            before = zip(parts, self._tiles.cut(state.frame), state.hidden, strict=True)
+            hidden = tuple(self._next(*arguments) for arguments in before)
+        return NetworkState(current, hidden, frame.non_finite)
 
     def _write(self, state: NetworkState, planes: Sequence[Tensor]) -> None:
         pairs = zip(state.hidden, self._tiles.cut(state.frame), strict=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vsvsr.engine.planes import Planes, read
+from vsvsr.engine.planes import Frame, Planes, read
 from vsvsr.models.common import Write
 from vsvsr.ops.unpack_planes import unpack_planes
 
@@ -15,8 +15,8 @@ from vsvsr.ops.unpack_planes import unpack_planes
 class Transfer(Protocol):
     """Brings frames to the device and pictures back."""
 
-    def read(self, planes: Planes) -> Tensor:
-        """The frame as ``(1, 3, h, w)`` on the device, in any layout, memory of its own."""
+    def read(self, planes: Planes) -> Frame:
+        """The frame on the device, in memory of its own."""
         ...
 
     def write(self, write: Write, planes: Planes) -> None:
@@ -34,7 +34,7 @@ class HostTransfer:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
 
-    def read(self, planes: Planes) -> Tensor:
+    def read(self, planes: Planes) -> Frame:
         """See `Transfer.read`."""
         return read(planes, torch.device("cpu"), self._dtype)
 
@@ -159,7 +159,7 @@ class StagedTransfer:
         self._slots: list[_Slot] = []
         self._picture: tuple[Tensor, Tensor] | None = None
 
-    def read(self, planes: Planes) -> Tensor:
+    def read(self, planes: Planes) -> Frame:
         """See `Transfer.read`."""
         shape = (len(planes.places), planes.height, planes.pitch)
         if not self._slots or self._slots[0].host.shape != shape:
@@ -175,9 +175,9 @@ class StagedTransfer:
         self._streams.copy(slot.device, slot.host)
         slot.uploaded = self._streams.copied()
         self._streams.compute_waits(slot.uploaded)
-        frame = unpack_planes(slot.device, planes.width, self._dtype)
+        pixels, non_finite = unpack_planes(slot.device, planes.width, self._dtype)
         slot.unpacked = self._streams.computed()
-        return frame
+        return Frame(pixels, non_finite)
 
     def _slot(self, shape: Sequence[int], dtype: torch.dtype) -> _Slot:
         host, device = self._streams.host(shape, dtype), self._streams.device(shape, dtype)

@@ -8,7 +8,7 @@ import torch
 
 from vsvsr.engine.chunked import ChunkedNetwork, Chunks
 from vsvsr.engine.memory import feature_budget, fit_tiles
-from vsvsr.engine.planes import Planes
+from vsvsr.engine.planes import Output, Planes
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.worker import worker_of
 from vsvsr.filters.clip import SMALLEST_SIDE, Clip
@@ -26,7 +26,7 @@ class FilterSession:
         scale: output size over source size.
     """
 
-    session: Session[Planes, Planes]
+    session: Session[Planes, Output]
     device: torch.device
     scale: int
 

@@ -12,6 +12,7 @@ from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vsvsr.engine.planes import Frame
     from vsvsr.filters.session import FilterSession
     from vsvsr.models.ultra import ColourFix, UltraVSR
 
@@ -130,10 +131,10 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     tokens = tokenise(settings.base_path, [text for pair in PAIRS for text in pair]).to(device)
     judge = load_clip_iqa(Path(settings.clip_iqa_path)).to(device)
 
-    def prepare(samples: "list[Tensor]") -> None:
+    def prepare(samples: "list[Frame]") -> None:
         if not samples:
             raise UserError("no frame could be read to measure the degradation; give degradation instead")
-        model.model = upscaler(measure_degradation(judge, tokens, [frame[0] for frame in samples]))
+        model.model = upscaler(measure_degradation(judge, tokens, [frame.pixels[0] for frame in samples]))
 
     sampled = SampledSession(
         session,
