@@ -147,10 +147,10 @@ def contents(root: Path) -> dict[str, str]:
     }
 
 
-def insert(path: Path, before: str, line: str) -> None:
+def insert(path: Path, after: str, line: str) -> None:
     text = path.read_text()
-    assert text.count(before) == 1, (path, before)
-    path.write_text(text.replace(before, line + before))
+    assert text.count(after) == 1, (path, after)
+    path.write_text(text.replace(after, after + line))
 
 
 def add_toy(copy: Path) -> None:
@@ -160,20 +160,15 @@ def add_toy(copy: Path) -> None:
     (package / "models" / "toy" / "__init__.py").write_text(MODEL.lstrip())
     (package / "filters" / "toy.py").write_text(FILTER.lstrip())
     registry = package / "filters" / "registry.py"
-    insert(registry, '    "Ultra": Filter(', '    "Toy": Filter(toy.ToySettings, toy.create),\n')
-    registry.write_text(
-        registry.read_text().replace("import fastreal, mia, skip, ultra", "import fastreal, mia, skip, toy, ultra")
-    )
+    insert(registry, "from vsvsr.filters import ", "toy, ")
+    insert(registry, "FILTERS: dict[str, Filter[Any]] = {\n", '    "Toy": Filter(toy.ToySettings, toy.create),\n')
     weights = package / "weights" / "shipped" / "toy-x2.safetensors"
     save_file({"factor": torch.tensor([3.0])}, weights)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     row = f'    _shipped("toy-x2", "Toy", {weights.stat().st_size}, "{digest}"),\n'
-    insert(package / "weights" / "manifest.py", '    _shipped(\n        "fastreal-compact-x4"', row)
-    insert(
-        copy / "README.md",
-        "| `core.vsvsr.Ultra` | UltraVSR",
-        "| `core.vsvsr.Toy` | a toy | in the package | a frame |\n",
-    )
+    insert(package / "weights" / "manifest.py", "MANIFEST: tuple[Weights, ...] = (\n", row)
+    header = "| filter | network | weights | looks at |\n| --- | --- | --- | --- |\n"
+    insert(copy / "README.md", header, "| `core.vsvsr.Toy` | a toy | in the package | a frame |\n")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="builds the plugin with the compiler's usual options on Linux")
