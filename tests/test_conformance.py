@@ -4,6 +4,7 @@ import gc
 import random
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,45 @@ def test_odd_and_small_sizes_give_finite_pictures(
         picture = planes(frame)
     assert picture.shape == (3, height * case.scale, width * case.scale)
     assert np.isfinite(picture).all()
+
+
+ABSURD = {float("nan"): 0.0, float("inf"): 2.0, float("-inf"): -1.0, 1e30: 2.0, -1e4: -1.0}
+"""Samples that no picture has, and what networks see in their place."""
+
+
+def with_samples(clip: vs.VideoNode, n: int, samples: Iterable[float]) -> vs.VideoNode:
+    """The clip with these samples at some places of frame ``n``."""
+
+    def write(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        copy = f.copy()
+        for place, sample in enumerate(samples, 1):
+            for plane in range(3):
+                np.asarray(copy[plane])[5 * place, 7 * place + plane] = sample
+        return copy
+
+    return clip[:n] + clip[n].std.ModifyFrame(clip[n], write) + clip[n + 1 :]
+
+
+def test_samples_that_are_not_finite_count_as_0_or_the_bounds_and_touch_nothing_beyond_a_cut(
+    make: Make, case: Case, clip: vs.VideoNode, reference: dict[int, str]
+) -> None:
+    cut = case.cuts[0]
+    absurd = make(with_samples(clip, 3, ABSURD))
+    bounded = make(with_samples(clip, 3, ABSURD.values()))
+    for n in (2, 3, 4):
+        with absurd.get_frame(n) as frame, bounded.get_frame(n) as expected:
+            assert np.isfinite(planes(frame)).all()
+            assert digest(frame) == digest(expected)
+            assert n != 3 or digest(frame) != reference[n]
+    assert same(play(absurd, range(cut, cut + 3)), reference)
+
+
+def test_absurd_samples_fade(make: Make, case: Case, bikes: vs.VideoNode) -> None:
+    clip, first = bikes[:12], 4 + case.fade.frames
+    clean, absurd = (make(source, **case.fade.arguments) for source in (clip, with_samples(clip, 4, ABSURD)))
+    for n in range(first, 12):
+        with clean.get_frame(n) as frame, absurd.get_frame(n) as changed:
+            assert np.abs(planes(frame) - planes(changed)).max() <= case.fade.distance, n
 
 
 def test_half_precision_differs_from_single_by_rounding_alone(make: Make, bikes: vs.VideoNode) -> None:

@@ -1,8 +1,23 @@
 """How each filter is tested: one module per filter, named as it is in lower case, with its `CASE`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fade:
+    """How fast one frame with a few absurd samples is forgotten.
+
+    Attributes:
+        frames: from so many frames later on pictures are within ``distance`` of those of the clean clip.
+        distance: largest difference of a sample, where pictures are in [0, 1].
+        arguments: of the filter, besides the case's; no restart may do the forgetting.
+    """
+
+    frames: int = 3
+    distance: float = 0.01
+    arguments: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +35,7 @@ class Case:
         tries: how often a frame must be asked for at most, until the filter knows which source frame fails.
         long: frames of a clip that is long for it.
         scale: output over source size.
+        fade: how fast absurd samples are forgotten.
     """
 
     weights: Callable[[Path], Path]
@@ -32,3 +48,4 @@ class Case:
     tries: int = 1
     long: int = 3000
     scale: int = 4
+    fade: Fade = field(default_factory=Fade)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tests.filters import Case
+from tests.filters import Case, Fade
 from vsvsr.models.mia import MIAVSR
 
 
@@ -34,4 +34,5 @@ CASE = Case(
     requests=60,
     tries=3,
     long=200,
+    fade=Fade(frames=3, distance=5e-3, arguments={"length": 12}),
 )

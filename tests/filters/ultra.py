@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tests.filters import Case
+from tests.filters import Case, Fade
 from vsvsr.models.ultra import TINY, RTSModule, build
 from vsvsr.models.ultra.files import save_compact
 
@@ -36,4 +36,5 @@ CASE = Case(
     requests=24,
     tries=3,
     long=60,
+    fade=Fade(frames=5, distance=1e-3, arguments={"length": 12}),
 )
