@@ -334,30 +334,30 @@ class TestMemory:
         with pytest.raises(UserError, match=r"too small even for tile=\[50, 38\]; close .*, or give device_index=-1"):
             fit_tiles((0, 0), 400, 300, open_model, smallest=32)
 
-    def test_a_rehearsal_leaves_no_trace(self, network: RecurrentNetwork) -> None:
+    def test_a_dry_run_leaves_no_trace(self, network: RecurrentNetwork) -> None:
         _, planes = memory(24, 45, torch.float32)
         before = network.step(None, planes)
-        network.rehearse(40, 24)
+        network.dry_run(40, 24)
         assert torch.equal(network.step(None, planes).hidden[0], before.hidden[0])
 
-    def test_a_filter_on_a_gpu_rehearses_on_the_gpus_thread(
+    def test_a_filter_on_a_gpu_makes_its_dry_run_on_the_device_thread(
         self, tiny_fastreal: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        rehearsed = []
+        dry_runs = []
         monkeypatch.setattr(
             RecurrentNetwork,
-            "rehearse",
-            lambda self, width, height: rehearsed.append((threading.current_thread().name, width, height)),
+            "dry_run",
+            lambda self, width, height: dry_runs.append((threading.current_thread().name, width, height)),
         )
         meta = torch.device("meta")
         monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: meta)
         monkeypatch.setattr("vsvsr.engine.recurrent.transfer", lambda device, dtype: HostTransfer(dtype))
         opened = create_fastreal(FastRealSettings(model_path=str(tiny_fastreal)), CLIP)
         assert opened.device == meta
-        assert rehearsed == [("vsvsr meta", 400, 300)]
+        assert dry_runs == [("vsvsr meta", 400, 300)]
 
     @pytest.mark.parametrize(("given", "budget"), [({}, 3_000_000_000), ({"feature_cache": 5}, 5_000_000)])
-    def test_every_chunked_filter_takes_its_feature_cache_from_what_is_free_when_it_has_rehearsed(
+    def test_every_chunked_filter_takes_its_feature_cache_from_what_is_free_after_the_dry_run(
         self,
         given: dict[str, int],
         budget: int,
@@ -367,17 +367,17 @@ class TestMemory:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Whatever ``state_cache`` is."""
-        rehearsed = []
+        dry_runs = []
         models: list[Any] = []
 
         def free(device: torch.device) -> tuple[int, int]:
             assert device == torch.device("meta")
-            return 9_000_000_000 if rehearsed else 24_000_000_000, 24_000_000_000
+            return 9_000_000_000 if dry_runs else 24_000_000_000, 24_000_000_000
 
         def session(model: object, **arguments: object) -> None:
             models.append(model)
 
-        monkeypatch.setattr(ChunkedNetwork, "rehearse", lambda self, width, height: rehearsed.append(self))
+        monkeypatch.setattr(ChunkedNetwork, "dry_run", lambda self, width, height: dry_runs.append(self))
         monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: torch.device("meta"))
         monkeypatch.setattr("vsvsr.engine.chunked.transfer", lambda device, dtype: HostTransfer(dtype))
         monkeypatch.setattr("vsvsr.engine.continued.transfer", lambda device, dtype: HostTransfer(dtype))
@@ -388,7 +388,7 @@ class TestMemory:
             definition = FILTERS[name]
             definition.create(definition.settings(model_path=str(path), state_cache=1, **given), CLIP)
         skip, mia, ultra = models
-        assert rehearsed == [skip, mia]
+        assert dry_runs == [skip, mia]
         assert [skip.budget, mia.budget, ultra.model.budget] == [budget] * 3
 
 

@@ -21,7 +21,7 @@ from vsvsr.filters.generate import own_arguments
 from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.settings import RecurrentSettings, SharedSettings
 from vsvsr.video.encoder import Encoding, encode
-from vsvsr.video.source import Source, from_rgb, open_video
+from vsvsr.video.source import Video, from_rgb, open_video
 
 _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
     bool: (int, "a whole number"),
@@ -220,7 +220,7 @@ def _check_files(source: Path, target: Path, overwrite: bool) -> None:
         raise UserError(f"{target} exists; choose another name or give --overwrite")
 
 
-def _upscaled(source: Source, filter_name: str, values: dict[str, object], half: bool) -> vs.VideoNode:
+def _upscaled(source: Video, filter_name: str, values: dict[str, object], half: bool) -> vs.VideoNode:
     clip = source.clip.resize.Point(format=vs.RGBH) if half else source.clip
     try:
         return from_rgb(apply(filter_name, clip, values), source)

@@ -85,7 +85,7 @@ class ChunkedNetwork:
         self._transfer.write(partial(self._tiles.write, result.parts), output.planes)
         output.non_finite = bool(result.non_finite)
 
-    def rehearse(self, width: int, height: int) -> None:
+    def dry_run(self, width: int, height: int) -> None:
         """Run three black frames on the device, so that out-of-memory shows at construction."""
         black = self._tiles.pad(torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device))
         picture = black.new_empty((3, height * self._tiles.scale, width * self._tiles.scale))

@@ -76,7 +76,7 @@ class RecurrentNetwork:
         self._transfer.write(partial(self._write, state), output.planes)
         output.non_finite = bool(state.non_finite)
 
-    def rehearse(self, width: int, height: int) -> None:
+    def dry_run(self, width: int, height: int) -> None:
         """Run every part once on black frames, so that out-of-memory shows at construction."""
         pixels = torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device)
         black = Frame(pixels, pixels.new_zeros(1, dtype=torch.bool))

@@ -48,7 +48,7 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
         )
         model = RecurrentNetwork(network, device, dtype, tiles)
         if device.type != "cpu":
-            worker_of(device).run(partial(model.rehearse, clip.width, clip.height))
+            worker_of(device).run(partial(model.dry_run, clip.width, clip.height))
         return model
 
     session = RecurrentSession(

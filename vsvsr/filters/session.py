@@ -57,7 +57,7 @@ def open_chunked(
         tiles = TileGrid(clip.width, clip.height, tile, settings.tile_pad, smallest=SMALLEST_SIDE, scale=scale)
         model = ChunkedNetwork(chunks, device, dtype, tiles, result_size)
         if device.type != "cpu":
-            worker_of(device).run(partial(model.rehearse, clip.width, clip.height))
+            worker_of(device).run(partial(model.dry_run, clip.width, clip.height))
         return model
 
     model = fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE)

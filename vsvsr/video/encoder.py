@@ -16,7 +16,7 @@ import vapoursynth as vs
 from vsvsr.errors import UserError
 from vsvsr.video import matroska
 from vsvsr.video.ffmpeg import find_ffmpeg
-from vsvsr.video.source import Source
+from vsvsr.video.source import Video
 
 _NANOSECOND = Fraction(1, matroska.TIMESTAMPS_PER_SECOND)
 
@@ -42,7 +42,7 @@ class Encoding:
 
 @contextmanager
 def encode(
-    clip: vs.VideoNode, source: Source, source_path: Path, target: Path, *, first: int, encoding: Encoding
+    clip: vs.VideoNode, source: Video, source_path: Path, target: Path, *, first: int, encoding: Encoding
 ) -> Iterator[Callable[[vs.VideoFrame], None]]:
     """Give a function that takes the frames of ``clip``, one after the other; ``target`` appears when all went well.
 
@@ -108,7 +108,7 @@ def encode(
             temporary.unlink(missing_ok=True)
 
 
-def _track(clip: vs.VideoNode, source: Source) -> matroska.VideoTrack:
+def _track(clip: vs.VideoNode, source: Video) -> matroska.VideoTrack:
     seconds = (source.timestamps[-1] - source.timestamps[0]) * _NANOSECOND
     return matroska.VideoTrack(
         width=clip.width,

@@ -27,7 +27,7 @@ _NO_TIMESTAMP = -(1 << 63)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class Video:
     """A video opened for reading.
 
     Attributes:
@@ -104,7 +104,7 @@ class _Progress(logging.Handler):
             self.report(int(percent[1]))
 
 
-def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: None) -> Source:
+def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: None) -> Video:
     """Open a video file, or a folder of numbered pictures, with BestSource.
 
     The first opening of a file decodes it once to index it; ``on_index`` hears how far that is, in percent.
@@ -128,7 +128,7 @@ def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: Non
     if rotation % 90:
         raise UserError(f"{path} is to be shown turned by {rotation} degrees; allowed are multiples of 90")
     aspect = Fraction(props.get("_SARNum", 1) or 1, props.get("_SARDen", 1) or 1)
-    return Source(
+    return Video(
         path=path,
         # Turned only now: the chroma siting is that of the frame as it is in the file.
         clip=_turn(_to_rgb(decoded, colour), rotation, flip=bool(props.get("FlipVertical", 0))),
@@ -251,7 +251,7 @@ def _turn(clip: vs.VideoNode, degrees: int, *, flip: bool) -> vs.VideoNode:
     return clip.std.Turn180() if degrees % 360 >= 180 else clip
 
 
-def from_rgb(clip: vs.VideoNode, source: Source) -> vs.VideoNode:
+def from_rgb(clip: vs.VideoNode, source: Video) -> vs.VideoNode:
     """Back to the file's colour family, subsampling, matrix and range, in 8 bits or, if it had more, in 10.
 
     RGB becomes 4:2:0 BT.709, which every player shows; subsamplings that encoders do not know become their neighbour.
