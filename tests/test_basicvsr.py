@@ -9,7 +9,8 @@ from torch import Tensor
 
 from vsvsr import weights
 from vsvsr.errors import UserError
-from vsvsr.models.basicvsr import BasicVSR, from_openmmlab, load
+from vsvsr.models.basicvsr import BasicVSR, load
+from vsvsr.models.basicvsr.checkpoints import in_basicsr_layout
 from vsvsr.models.common.offload import OffloadBuffer
 
 GOLDEN = Path(__file__).parent / "data" / "basicvsr_reds4_bikes.safetensors"
@@ -18,9 +19,7 @@ GOLDEN = Path(__file__).parent / "data" / "basicvsr_reds4_bikes.safetensors"
 @pytest.fixture(scope="module")
 def network() -> BasicVSR:
     """The published network; its weights come through the weight store, which downloads them on a fresh machine."""
-    net = BasicVSR().eval().requires_grad_(False)
-    load(net, weights.install("BasicVSR_REDS4"))
-    return net
+    return load(weights.install("BasicVSR_REDS4")).network
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +55,7 @@ def test_upscaling_a_stretch_gives_the_frames_of_the_whole_clip_that_see_the_sam
 def test_the_published_checkpoints_all_load(frames: list[Tensor]) -> None:
     outputs = []
     for name in ("BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4"):
-        net = BasicVSR().eval().requires_grad_(False)
-        load(net, weights.install(name))
+        net = load(weights.install(name)).network
         outputs.append(next(net.upscale(frames[:1], range(1))))
     for first, second in ((0, 1), (0, 2), (1, 2)):
         difference = (outputs[first] - outputs[second]).abs().mean()
@@ -77,20 +75,18 @@ def test_openmmlabs_names_become_basicsrs(network: BasicVSR, tmp_path: Path) -> 
     state = network.state_dict()
     renamed = {foreign(name): tensor for name, tensor in state.items()}
     assert "generator.spynet.basic_module.5.basic_module.4.conv.weight" in renamed
-    assert from_openmmlab(renamed).keys() == state.keys()
+    assert in_basicsr_layout(renamed).keys() == state.keys()
     path = tmp_path / "openmmlab.pth"
     torch.save({"meta": {"mmedit_version": "0.7.0"}, "state_dict": {**renamed, "step_counter": torch.zeros(1)}}, path)
-    net = BasicVSR()
-    load(net, path)
-    for name, tensor in net.state_dict().items():
+    for name, tensor in load(path).network.state_dict().items():
         assert torch.equal(tensor, state[name])
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"params": {"conv.weight": torch.zeros(1)}}, path)
-    with pytest.raises(UserError, match=r"other.pth is not a checkpoint of BasicVSR with 64 channels and 30 blocks$"):
-        load(BasicVSR(), path)
+    with pytest.raises(UserError, match=r"other.pth is not a checkpoint of BasicVSR: it holds too few tensors$"):
+        load(path)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 300), (13, 400), (40, 72)])
@@ -128,8 +124,7 @@ def test_small_frames_are_extended_and_cropped(network: BasicVSR, height: int, w
 
 
 def test_half_precision_stays_close_and_keeps_flow_in_full(frames: list[Tensor]) -> None:
-    net = BasicVSR().eval().requires_grad_(False)
-    load(net, weights.install("BasicVSR_REDS4"))
+    net = load(weights.install("BasicVSR_REDS4")).network
     small = [frame[:, :64, :64] for frame in frames[:2]]
     expected = torch.stack(list(net.upscale(small, range(2))))
     net.half()

@@ -37,7 +37,8 @@ from vsvsr.filters.fastreal import FastRealSettings
 from vsvsr.filters.fastreal import create as create_fastreal
 from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.session import FilterSession
-from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR, load_fastreal
+from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
+from vsvsr.models.fastreal import load as load_fastreal
 from vsvsr.streaming import Source
 
 CPU = torch.device("cpu")
@@ -209,13 +210,13 @@ def capture_again(function: Callable[[], Tensor]) -> tuple[Callable[[], None], T
 @pytest.fixture
 def network(tiny_fastreal: Path) -> RecurrentNetwork:
     return RecurrentNetwork(
-        load_fastreal(tiny_fastreal), CPU, torch.float32, TileGrid(40, 24, (0, 0), 0, smallest=8, scale=4)
+        load_fastreal(tiny_fastreal).network, CPU, torch.float32, TileGrid(40, 24, (0, 0), 0, smallest=8, scale=4)
     )
 
 
 class TestStepGraph:
     def test_replays_give_the_states_of_the_step(self, tiny_fastreal: Path) -> None:
-        model = load_fastreal(tiny_fastreal)
+        model = load_fastreal(tiny_fastreal).network
         captured = []
 
         def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
@@ -240,7 +241,7 @@ class TestStepGraph:
     def test_a_step_that_cannot_be_captured_runs_without_a_graph(
         self, tiny_fastreal: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        model = load_fastreal(tiny_fastreal)
+        model = load_fastreal(tiny_fastreal).network
 
         def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
             raise RuntimeError("operation not permitted\nwhen stream is capturing")

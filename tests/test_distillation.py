@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from vsvsr import weights
-from vsvsr.models.fastreal import PLAIN, load_fastreal
+from vsvsr.models.fastreal import PLAIN
+from vsvsr.models.fastreal import load as load_fastreal
 from vsvsr.models.realesrgan import load_ncnn
 from vsvsr.training.__main__ import main
 from vsvsr.training.data.build import DatasetConfig, build_dataset
@@ -77,7 +78,7 @@ def test_a_warm_start_is_distilled_into_a_recurrent_network_that_says_how_it_was
 ) -> None:
     assert _distill(clips, tmp_path / "run") == 0
     path = tmp_path / "run" / "last.safetensors"
-    assert load_fastreal(path).config == PLAIN
+    assert load_fastreal(path).network.config == PLAIN
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     assert (metadata["step"], metadata["seed"]) == ("2", "0")

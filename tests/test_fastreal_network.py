@@ -1,6 +1,7 @@
 """FastRealVSR: parameter counts, hidden state attention, streaming, files."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR, load_fastreal, save_fastreal
+from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR, load, save
 from vsvsr.models.fastreal.attention import SelectiveCrossAttention
 from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.ops import flow_warp, hidden_state_attention
@@ -89,7 +90,7 @@ def test_rendered_planes_are_the_top_left_of_the_reconstruction(config: FastReal
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("base", ["bilinear", "bicubic"])
 def test_a_single_head_without_detail_is_plain_upsampling(base: Literal["bilinear", "bicubic"], scale: int) -> None:
-    config = FastRealConfig.from_dict({**SMALL_COMPACT.to_dict(), "scale": scale, "base": base})
+    config = replace(SMALL_COMPACT, scale=scale, base=base)
     network = make(config)
     torch.nn.init.zeros_(network.conv_last.weight)
     torch.nn.init.zeros_(network.conv_last.bias)
@@ -177,7 +178,7 @@ def test_the_attention_op_is_the_weighted_sum_that_eq_8_names() -> None:
 @torch.inference_mode()
 @pytest.mark.parametrize(("variant", "members"), [("blurry", 3), ("sharp", 2), ("full", 5)])
 def test_the_ablations_take_their_part_of_the_pool(variant: str, members: int) -> None:
-    config = FastRealConfig.from_dict({**SMALL.to_dict(), "hsa": variant})
+    config = replace(SMALL, hsa=variant)
     assert attention(config).weights(rand(1, 8, 10, 10), rand(1, 8, 10, 10)).shape[1] == members
 
 
@@ -220,8 +221,8 @@ def test_the_smallest_frame_that_is_promised_works(config: FastRealConfig) -> No
 @torch.inference_mode()
 def test_a_saved_network_comes_back_with_its_configuration_and_pixels(tmp_path: Path) -> None:
     network = make(SMALL_COMPACT)
-    save_fastreal(network, tmp_path / "net.safetensors", {"recipe": "none"})
-    loaded = load_fastreal(tmp_path / "net.safetensors")
+    save(network, tmp_path / "net.safetensors", {"recipe": "none"})
+    loaded = load(tmp_path / "net.safetensors").network
     assert loaded.config == SMALL_COMPACT
     clip = rand(1, 3, 3, 20, 24)
     torch.testing.assert_close(loaded(clip), network(clip), rtol=0, atol=1e-5)
@@ -229,9 +230,9 @@ def test_a_saved_network_comes_back_with_its_configuration_and_pixels(tmp_path: 
 
 def test_files_that_are_no_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no weights")
-    for name, words in (("text", "not a safetensors file"), ("missing", "no weights at")):
+    for name, words in (("text", "not a safetensors file"), ("missing", "does not exist")):
         with pytest.raises(UserError, match=words) as error:
-            load_fastreal(tmp_path / f"{name}.safetensors")
+            load(tmp_path / f"{name}.safetensors")
         assert "\n" not in str(error.value)
 
 

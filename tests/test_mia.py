@@ -19,6 +19,7 @@ from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.mia import MIAVSR, Gate, KeepRatios, MaskSite, load, refreshing_gate, threshold_gate
 from vsvsr.models.mia.alignment import patch_align
 from vsvsr.models.mia.block import relative_position_index
+from vsvsr.models.mia.checkpoints import own_tensors
 from vsvsr.ops import masked_window_attention
 
 DATA = Path(__file__).parent / "data"
@@ -92,7 +93,7 @@ def golden() -> tuple[MIAVSR, dict[str, Tensor]]:
         drawn = torch.randn(state[name].shape, generator=generator)
         if name.startswith("spynet."):
             state[name] = (0.02 if drawn.dim() > 1 else 0.05) * drawn
-    network.load_state_dict(state)
+    network.load_state_dict(own_tensors(state))
     return network.eval().requires_grad_(False), tensors
 
 
@@ -259,7 +260,7 @@ def test_the_position_index_counts_from_the_oldest_frame() -> None:
 
 def test_predictors_that_keep_everything_give_the_network_without_masks() -> None:
     network, plain = small(), small(use_mask=False)
-    plain.load_state_dict(network.state_dict())
+    plain.load_state_dict(own_tensors(network.state_dict(), use_mask=False))
     for name, parameter in network.named_parameters():
         if name.endswith("predmask.rnn.bias"):
             parameter.fill_(1e6)
@@ -399,14 +400,14 @@ def test_files_in_the_official_layout_load(tmp_path: Path) -> None:
     network = small()
     path = tmp_path / "MIAVSR_REDS_x4.pth"
     torch.save({"params": official_state(network)}, path)
-    loaded = load(path)
+    loaded = load(path).network
     assert not loaded.training
     frames = clip(2, 64, 64)
     with torch.inference_mode():
         assert torch.equal(loaded(frames), network(frames))
         plain = small(use_mask=False)
-        plain.load_state_dict(network.state_dict())
-        assert torch.equal(load(path, use_mask=False)(frames), plain(frames))
+        plain.load_state_dict(own_tensors(network.state_dict(), use_mask=False))
+        assert torch.equal(load(path, use_mask=False).network(frames), plain(frames))
 
 
 def _without(name: str) -> Callable[[dict[str, Tensor]], object]:
@@ -422,11 +423,14 @@ def _broken_index(state: dict[str, Tensor]) -> object:
     ("spoil", "message"),
     [
         (_without("conv_first.bias"), "conv_first.bias"),
-        (_without("conv_before_upsample.weight"), "it holds no conv_before_upsample.weight"),
-        (_broken_index, "relative_position_index belongs to other windows than 8x8"),
+        (_without("conv_before_upsample.weight"), "it lacks conv_before_upsample.weight"),
+        (_broken_index, "relative_position_index is another index than that of the released networks"),
         (lambda state: state.update(extra=torch.zeros(1)), "extra"),
-        (lambda state: state.update({"upconv1.weight": torch.zeros(4, 8, 3, 3)}), "size mismatch for upconv1.weight"),
-        (lambda state: state.clear(), "it holds no conv_before_upsample.weight"),
+        (
+            lambda state: state.update({"upconv1.weight": torch.zeros(4, 8, 3, 3)}),
+            "upconv1.weight has shape (4, 8, 3, 3), (32, 8, 3, 3) is expected",
+        ),
+        (lambda state: state.clear(), "it lacks patch_align.backward_1.layers"),
     ],
 )
 def test_files_of_another_network_are_refused_in_one_line(
@@ -450,7 +454,7 @@ def test_files_without_predictors_want_masks_off(tmp_path: Path) -> None:
         load(path)
     frames = clip(2, 64, 64)
     with torch.inference_mode():
-        assert torch.equal(load(path, use_mask=False)(frames), network(frames))
+        assert torch.equal(load(path, use_mask=False).network(frames), network(frames))
 
 
 class Malicious(nn.Module):
@@ -480,7 +484,7 @@ def test_the_filter_gives_what_the_network_gives(tiny_mia: Path, bikes: vs.Video
         filtered = source.vsvsr.MIA(model_path=str(tiny_mia), device_index=-1, length=4, overlap=1, **arguments)
         with torch.inference_mode():
             # Frames 4 to 7 are a chunk, with one frame of context on both sides.
-            expected = list(load(tiny_mia, use_mask=use_mask).upscale(frames[3:9], range(1, 5), gate=gate))
+            expected = list(load(tiny_mia, use_mask=use_mask).network.upscale(frames[3:9], range(1, 5), gate=gate))
         for n in (4, 7):
             with filtered.get_frame(n) as frame:
                 torch.testing.assert_close(torch.from_numpy(planes(frame)), expected[n - 4], rtol=1e-5, atol=1e-5)

@@ -141,7 +141,7 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
 
 
 def test_exported_weights_are_averages_that_load(straight: MIA) -> None:
-    exported = load(straight.settings.run / "masked.safetensors")
+    exported = load(straight.settings.run / "masked.safetensors").network
     for (name, value), last in zip(exported.named_parameters(), straight.network.parameters(), strict=True):
         assert torch.equal(value, dict(straight.averaged.network.named_parameters())[name])
         if "spynet" not in name and "predmask" not in name:

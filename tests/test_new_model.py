@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from vsvsr import weights
 from vsvsr.models.common import Write
+from vsvsr.models.common.loading import Loaded, build
 from vsvsr.models.common.offload import OffloadBuffer
 
 
@@ -48,11 +49,9 @@ class Toy(nn.Module):
             plane.copy_(channel[: plane.shape[0], : plane.shape[1]])
 
 
-def load(path: Path) -> Toy:
-    tensors, _ = weights.read_tensors(path)
-    network = Toy().eval().requires_grad_(False)
-    network.load_state_dict(tensors)
-    return network
+def load(path: Path) -> Loaded[Toy]:
+    network = build(Toy, weights.read_tensors(path)[0], path, "Toy")
+    return Loaded(network, network.scale)
 '''
 
 FILTER = '''
@@ -89,9 +88,9 @@ def create(settings: ToySettings, clip: Clip) -> "FilterSession":
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
-    network = load(find_weights("Toy", settings, DEFAULT_MODEL)).to(device, dtype)
-    chunks = partial(network.chunk, gain=settings.gain)
-    return open_chunked(chunks, settings, clip, device, dtype, scale=network.scale, result_size=0)
+    loaded = load(find_weights("Toy", settings, DEFAULT_MODEL))
+    chunks = partial(loaded.place(device, dtype).chunk, gain=settings.gain)
+    return open_chunked(chunks, loaded, settings, clip, device, dtype, result_size=0)
 '''
 
 # A core without the installed plugin, which has the same name as the copy's.

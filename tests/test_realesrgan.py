@@ -8,7 +8,9 @@ from safetensors.torch import load_file
 
 from vsvsr import weights
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import PLAIN, FastRealVSR, load_fastreal, save_fastreal
+from vsvsr.models.fastreal import PLAIN, FastRealVSR
+from vsvsr.models.fastreal import load as load_fastreal
+from vsvsr.models.fastreal import save as save_fastreal
 from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.models.fastreal.warm_start import from_per_frame
 from vsvsr.models.realesrgan import SRVGG, create, load_ncnn, load_published
@@ -36,7 +38,7 @@ def test_a_published_pth_gives_the_same_network_as_the_ncnn_file(tmp_path: Path)
 def test_files_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save(SRVGG(convolutions=3).state_dict(), path)
-    with pytest.raises(UserError, match=r"other.pth is not realesrgan-x4plus"):
+    with pytest.raises(UserError, match=r"other.pth is not a checkpoint of realesrgan-x4plus"):
         load_published("realesrgan-x4plus", path)
     content = weights.install("realesr-animevideov3").read_bytes()
     short, long = tmp_path / "short.bin", tmp_path / "long.bin"
@@ -84,5 +86,5 @@ def test_the_plain_size_is_saved_and_loaded_as_it_is(tmp_path: Path) -> None:
     save_fastreal(network, path, {})
     clip = torch.rand(1, 3, 3, 16, 16)
     with torch.no_grad():
-        assert torch.equal(load_fastreal(path)(clip), network.to(memory_format=torch.channels_last)(clip))
+        assert torch.equal(load_fastreal(path).network(clip), network.to(memory_format=torch.channels_last)(clip))
     assert sum(value.numel() for value in network.parameters()) == 717_026

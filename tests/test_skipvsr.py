@@ -25,9 +25,7 @@ CHECKPOINTS = ("BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BD
 
 @pytest.fixture
 def network() -> SkipVSR:
-    net = SkipVSR().eval().requires_grad_(False)
-    load(net, weights.install("BasicVSR_REDS4"), weights.find("skip-estimators-BasicVSR_REDS4"))
-    return net
+    return load(weights.install("BasicVSR_REDS4"), weights.find("skip-estimators-BasicVSR_REDS4")).network
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +79,7 @@ def test_change_is_averaged_over_the_part_of_a_tile_that_lies_in_the_frame() -> 
 
 
 def test_threshold_zero_is_basicvsr_bit_for_bit(network: SkipVSR, frames: list[Tensor]) -> None:
-    plain = BasicVSR().eval()
-    load_basicvsr(plain, weights.install("BasicVSR_REDS4"))
+    plain = load_basicvsr(weights.install("BasicVSR_REDS4")).network
     assert torch.equal(upscaled(network, frames[:3]), upscaled(plain, frames[:3]))
 
 
@@ -211,8 +208,7 @@ def test_the_head_is_made_of_detail_and_base(network: SkipVSR) -> None:
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_a_resting_picture_is_partly_skipped_and_hardly_changes(checkpoint: str, frames: list[Tensor]) -> None:
-    network = SkipVSR().eval().requires_grad_(False)
-    load(network, weights.install(checkpoint), weights.find(f"skip-estimators-{checkpoint}"))
+    network = load(weights.install(checkpoint), weights.find(f"skip-estimators-{checkpoint}")).network
     resting = [frames[0][:, :48, :48]] * 6
     dense = upscaled(network, resting)
     network.threshold = 0.4
@@ -231,9 +227,9 @@ def test_the_budget_table_is_sorted_and_its_ends_are_exact(network: SkipVSR) -> 
 
 def test_a_checkpoint_without_estimators_allows_no_threshold() -> None:
     checkpoint = weights.install("BasicVSR_REDS4")
-    load(SkipVSR(), checkpoint)
+    assert load(checkpoint).network.threshold == 0
     with pytest.raises(UserError, match=r"has no confidence estimators; without them only threshold=0 works$"):
-        load(SkipVSR(threshold=0.1), checkpoint)
+        load(checkpoint, threshold=0.1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 48), (48, 49), (94, 95), (180, 320), (64, 200)])

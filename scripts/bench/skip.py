@@ -78,11 +78,10 @@ def mean_psnr(frames: list[Tensor], truth: list[Tensor]) -> float:
 
 def network(arguments: argparse.Namespace) -> SkipVSR:
     """The network of the arguments; its estimators are only loaded where a threshold needs them."""
-    net = SkipVSR(mode=arguments.mode, hold=not arguments.identity).eval().requires_grad_(False)
     gated = any(arguments.thresholds)
     estimators = weights.find(f"skip-estimators-{arguments.checkpoint}") if gated else None
-    load(net, weights.find(arguments.checkpoint), estimators)
-    return net
+    checkpoint = weights.find(arguments.checkpoint)
+    return load(checkpoint, estimators, mode=arguments.mode, hold=not arguments.identity).network
 
 
 def upscaled(net: SkipVSR, frames: list[Tensor], threshold: float) -> tuple[list[Tensor], harness.Time]:

@@ -12,7 +12,7 @@ from scripts.bench import harness
 from vsvsr.engine.continued import ContinuedNetwork
 from vsvsr.engine.planes import Frame
 from vsvsr.models.ultra import FULL, REACH, TINY, Restored, RTSModule, UltraVSR, Upscaler, build
-from vsvsr.models.ultra.files import load_compact
+from vsvsr.models.ultra.checkpoints import load_compact
 from vsvsr.models.ultra.memory import waiting
 from vsvsr.models.ultra.network import Step, run_whole
 from vsvsr.models.ultra.skips import Skips
@@ -47,7 +47,7 @@ def stream_of(model: Upscaler) -> ContinuedNetwork[Restored]:
 
 def load_network(path: Path | None) -> UltraVSR:
     """The compact network in ``path``; random weights without one."""
-    return tiny_network() if path is None else load_compact(path)
+    return tiny_network() if path is None else load_compact(path).network
 
 
 def noise(count: int, height: int, width: int) -> list[Tensor]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from tests.filters import Case, Fade
-from vsvsr.models.fastreal import FastRealVSR, save_fastreal
+from vsvsr.models.fastreal import FastRealVSR
+from vsvsr.models.fastreal import save as save_fastreal
 from vsvsr.models.fastreal.config import COMPACT
 
 

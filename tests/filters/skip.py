@@ -6,13 +6,13 @@ from safetensors.torch import save_file
 
 from tests.filters import Case, Fade
 from vsvsr import weights as published
-from vsvsr.models.skipvsr import SkipVSR, load
+from vsvsr.models.skipvsr import load
 
 
 def weights(folder: Path) -> Path:
     """The published BasicVSR_REDS4 with the estimators that belong to it, in one file."""
-    network = SkipVSR(threshold=0.5)
-    load(network, published.install("BasicVSR_REDS4"), published.find("skip-estimators-BasicVSR_REDS4"))
+    estimators = published.find("skip-estimators-BasicVSR_REDS4")
+    network = load(published.install("BasicVSR_REDS4"), estimators).network
     path = folder / "skip.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
     return path

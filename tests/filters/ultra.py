@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from tests.filters import Case, Fade
-from vsvsr.models.ultra import TINY, RTSModule, build
-from vsvsr.models.ultra.files import save_compact
+from vsvsr.models.ultra import TINY, RTSModule, build, save
 
 
 def weights(folder: Path) -> Path:
@@ -21,7 +20,7 @@ def weights(folder: Path) -> Path:
             torch.nn.init.normal_(module.RTSConv.conv3.weight, std=0.1)
             torch.nn.init.normal_(module.RTSAtten.project_out.weight, std=0.1)
     path = folder / "ultra.safetensors"
-    save_compact(network, config, path, {})
+    save(network, config, path, {})
     return path
 
 

@@ -33,18 +33,17 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
     from vsvsr.engine.worker import worker_of
     from vsvsr.filters.session import FilterSession
     from vsvsr.filters.weights import find_weights
-    from vsvsr.models.fastreal import load_fastreal
+    from vsvsr.models.fastreal import load
     from vsvsr.streaming import RecurrentSession, Segments
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
-    network = load_fastreal(find_weights("FastReal", settings, DEFAULT_MODEL)).to(device)
-    if dtype.itemsize == 2:
-        network.half()
+    loaded = load(find_weights("FastReal", settings, DEFAULT_MODEL))
+    network = loaded.place(device, dtype)
 
     def open_model(tile: Sequence[int]) -> RecurrentNetwork:
         tiles = TileGrid(
-            clip.width, clip.height, tile, settings.tile_pad, smallest=network.min_side, scale=network.scale
+            clip.width, clip.height, tile, settings.tile_pad, smallest=loaded.smallest_side, scale=loaded.scale
         )
         model = RecurrentNetwork(network, device, dtype, tiles)
         if device.type != "cpu":
@@ -58,4 +57,4 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
         preview=settings.preview,
         scene_change=settings.scene_change,
     )
-    return FilterSession(session, device, network.scale)
+    return FilterSession(session, device, loaded.scale)

@@ -48,9 +48,8 @@ def create(settings: MIASettings, clip: Clip) -> "FilterSession":
         )
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
-    network = load(find_weights("MIA", settings, default=""), use_mask=settings.mask).to(device)
-    if dtype.itemsize == 2:
-        network.half()
+    loaded = load(find_weights("MIA", settings, default=""), use_mask=settings.mask)
+    network = loaded.place(device, dtype)
     gate = refreshing_gate(settings.refresh) if settings.refresh else threshold_gate
     size = clip.width * clip.height * dtype.itemsize
 
@@ -60,4 +59,4 @@ def create(settings: MIASettings, clip: Clip) -> "FilterSession":
             yield partial(network.render, x, frames[i])
 
     result_size = size * network.conv_before_upsample.out_channels
-    return open_chunked(chunks, settings, clip, device, dtype, scale=network.scale, result_size=result_size)
+    return open_chunked(chunks, loaded, settings, clip, device, dtype, result_size=result_size)

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import nn
 
 from vsvsr.engine.chunked import ChunkedNetwork, Chunks
 from vsvsr.engine.memory import feature_budget, fit_tiles
 from vsvsr.engine.planes import Output, Planes
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.worker import worker_of
-from vsvsr.filters.clip import SMALLEST_SIDE, Clip
+from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
+from vsvsr.models.common.loading import Loaded
 from vsvsr.streaming import ChunkedSession, Session
 
 
@@ -31,30 +33,32 @@ class FilterSession:
     scale: int
 
 
-def open_chunked(
+def open_chunked[Network: nn.Module](
     chunks: Chunks,
+    loaded: Loaded[Network],
     settings: ChunkedSettings,
     clip: Clip,
     device: torch.device,
     dtype: torch.dtype,
     *,
-    scale: int,
     result_size: int,
 ) -> FilterSession:
     """The session of a network that looks both ways and takes frames of any size.
 
     Args:
-        chunks: the network.
+        chunks: runs the network.
+        loaded: the network.
         settings: of the filter.
         clip: what the frames look like.
         device: where the network is.
         dtype: what it computes in.
-        scale: output size over source size.
         result_size: bytes that a frame takes before it is written.
     """
 
     def open_model(tile: Sequence[int]) -> ChunkedNetwork:
-        tiles = TileGrid(clip.width, clip.height, tile, settings.tile_pad, smallest=SMALLEST_SIDE, scale=scale)
+        tiles = TileGrid(
+            clip.width, clip.height, tile, settings.tile_pad, smallest=loaded.smallest_side, scale=loaded.scale
+        )
         model = ChunkedNetwork(chunks, device, dtype, tiles, result_size)
         if device.type != "cpu":
             worker_of(device).run(partial(model.dry_run, clip.width, clip.height))
@@ -70,4 +74,4 @@ def open_chunked(
         budget=settings.state_cache * 1_000_000,
         scene_change=settings.scene_change,
     )
-    return FilterSession(session, device, scale)
+    return FilterSession(session, device, loaded.scale)

@@ -59,21 +59,23 @@ def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     from vsvsr.engine.device import choose_device, compute_type
     from vsvsr.filters.session import open_chunked
     from vsvsr.filters.weights import find_weights
-    from vsvsr.models.skipvsr import SkipVSR, load
+    from vsvsr.models.skipvsr import load
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
     name = settings.model or DEFAULT_MODEL
     # The threshold that a budget stands for is known only when the quantiles are.
     threshold = settings.threshold if settings.budget is None else 1.0
-    network = SkipVSR(threshold=threshold, mode="patch" if settings.mode == "patch" else "frame")
     estimators = f"skip-estimators-{name}" if threshold and not settings.model_path else None
     checkpoint = find_weights("Skip", settings, DEFAULT_MODEL)
-    load(network, checkpoint, weights.verify(estimators) if estimators else None)
+    loaded = load(
+        checkpoint,
+        weights.verify(estimators) if estimators else None,
+        threshold=threshold,
+        mode="patch" if settings.mode == "patch" else "frame",
+    )
+    network = loaded.place(device, dtype)
     if settings.budget is not None:
         network.threshold = network.threshold_of(settings.budget)
-    network.eval().requires_grad_(False).to(device)
-    if dtype.itemsize == 2:
-        network.half()
     feature = clip.width * clip.height * network.fusion.out_channels * dtype.itemsize
-    return open_chunked(network.chunk, settings, clip, device, dtype, scale=network.scale, result_size=feature)
+    return open_chunked(network.chunk, loaded, settings, clip, device, dtype, result_size=feature)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vsvsr.engine.planes import Frame
     from vsvsr.filters.session import FilterSession
+    from vsvsr.models.common.loading import Loaded
     from vsvsr.models.ultra import ColourFix, UltraVSR
 
 
@@ -91,14 +92,14 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     from vsvsr.engine.planes import read
     from vsvsr.filters.session import FilterSession
     from vsvsr.models.ultra import Restored, Upscaler
+    from vsvsr.models.ultra.base import tokenise
     from vsvsr.models.ultra.clip_iqa import PAIRS, load_clip_iqa, measure_degradation, sample_indices
-    from vsvsr.models.ultra.files import tokenise
     from vsvsr.streaming import ChunkedSession, SampledSession
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
-    network, prompt = _load(settings)
-    network.to(device, dtype)
+    loaded, prompt = _load(settings)
+    network = loaded.place(device, dtype)
     budget = feature_budget(settings.feature_cache, device)
 
     def upscaler(degradation: float) -> Upscaler:
@@ -125,10 +126,10 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     if not settings.clip_iqa_path:
         degradation = network.degradation if settings.degradation is None else settings.degradation
         model.model = upscaler(degradation)
-        return FilterSession(session, device, Upscaler.scale)
+        return FilterSession(session, device, loaded.scale)
 
     check(bool(settings.base_path), "base_path", "", "with clip_iqa_path, the folder of Stable Diffusion 2.1-base")
-    tokens = tokenise(settings.base_path, [text for pair in PAIRS for text in pair]).to(device)
+    tokens = tokenise(Path(settings.base_path), [text for pair in PAIRS for text in pair]).to(device)
     judge = load_clip_iqa(Path(settings.clip_iqa_path)).to(device)
 
     def prepare(samples: "list[Frame]") -> None:
@@ -142,15 +143,16 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
         read=partial(read, device=device, dtype=torch.float32),
         prepare=prepare,
     )
-    return FilterSession(sampled, device, Upscaler.scale)
+    return FilterSession(sampled, device, loaded.scale)
 
 
-def _load(settings: UltraSettings) -> "tuple[UltraVSR, Tensor]":
+def _load(settings: UltraSettings) -> "tuple[Loaded[UltraVSR], Tensor]":
     """The network and the text embedding of the prompt, in fp32 on the CPU."""
     import torch
 
     from vsvsr.filters.weights import find_weights
-    from vsvsr.models.ultra.files import encode_prompt, load_compact, load_released
+    from vsvsr.models.ultra import load
+    from vsvsr.models.ultra.base import encode_prompt
 
     if not settings.model_path and not settings.model:
         raise UserError(
@@ -161,7 +163,8 @@ def _load(settings: UltraSettings) -> "tuple[UltraVSR, Tensor]":
     path = find_weights("Ultra", settings, default="")
     if path.suffix == ".safetensors":
         check(not settings.prompt, "prompt", settings.prompt, "none with these weights, which know no text")
-        network = load_compact(path)
-        return network, torch.zeros(1, 77, network.unet.config.cross_attention_dim)
+        loaded = load(path)
+        return loaded, torch.zeros(1, 77, loaded.network.unet.config.cross_attention_dim)
     check(bool(settings.base_path), "base_path", "", "with the authors' file, the folder of Stable Diffusion 2.1-base")
-    return load_released(settings.base_path, path), encode_prompt(settings.base_path, settings.prompt)
+    base = Path(settings.base_path)
+    return load(path, base), encode_prompt(base, settings.prompt)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vsvsr.evaluation.compare import sheet
 from vsvsr.evaluation.metrics import psnr
-from vsvsr.models.fastreal import HEAD, FastRealVSR, load_fastreal, save_fastreal
+from vsvsr.models.fastreal import HEAD, FastRealVSR, load, save
 from vsvsr.models.fastreal.config import Variant
 from vsvsr.training.data.clips import Batch, Clips, Crops, write_flows
 from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, means
@@ -178,7 +178,7 @@ class RecurrentTraining:
         return {"psnr": validate(network, self._validation, stateless=stateless, sample=sample)}
 
     def export(self, path: Path, metadata: dict[str, str]) -> None:
-        save_fastreal(self.averaged.network, path, metadata)
+        save(self.averaged.network, path, metadata)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -204,7 +204,7 @@ def continued(path: Path, *, scale: Literal[2, 4] | None = None, hsa: Variant | 
         scale: 2 or 4; None for that of the weights.
         hsa: attention; None for that of the weights.
     """
-    start = load_fastreal(path)
+    start = load(path).network
     config = replace(start.config, scale=scale or start.config.scale, hsa=hsa or start.config.hsa)
     network = FastRealVSR(config)
     changed = ("hsa.",) * (config.hsa != start.config.hsa) + HEAD * (config.scale != start.scale)

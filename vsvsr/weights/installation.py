@@ -65,7 +65,7 @@ def install(name: str, progress: Progress = lambda done, total: None, *, local: 
                 failures.append(f"{_label(source)}: {' '.join(str(error).split())}")
     except (_SourceError, OSError) as error:
         failures.append(f"{local}: {error}")
-    raise UserError(f"{weights.model}: weights {name} could not be installed ({'; '.join(failures)})")
+    raise UserError(f"weights {name} could not be installed ({'; '.join(failures)})")
 
 
 def _label(source: Address | Package) -> str:

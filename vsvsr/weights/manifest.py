@@ -24,7 +24,7 @@ class Weights:
 
     Attributes:
         name: what users write, as published.
-        model: the filter it belongs to; messages begin with it.
+        model: the filter it belongs to.
         file: base name of the file, in ``vsvsr/weights/shipped`` or in the cache folder.
         sha256: of the whole file, in hexadecimal.
         size: of the whole file, in bytes.

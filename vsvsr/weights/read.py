@@ -1,51 +1,154 @@
-"""Reading tensors from files. Nothing in a file is ever executed."""
+"""Reading tensors from files that nobody vouches for. Nothing in a file is executed, no size in it is believed."""
 
+import io
+import pickletools
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from safetensors import SafetensorError, safe_open
 
-from vsvsr.errors import UserError
+from vsvsr.errors import UserError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _WRAPPERS = ("params_ema", "params", "state_dict")
 """Keys under which training frameworks put the state dict (BasicSR, OpenMMLab)."""
+_MOST_TENSORS = 20_000
+"""The largest network here has about a thousand."""
+_LONGEST_PICKLE = 1 << 24
+"""Bytes of a checkpoint's structure, without its values; a thousand tensors take 200,000."""
+_GLOBALS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
+    r"torch (Float|Half|BFloat16|Double|Long|Int|Short|Char|Byte|Bool)Storage"
+)
+"""What a checkpoint's structure may refer to. ``torch.load`` allows more, such as ``bytearray`` of any size."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     """The state dict in a file, on the CPU, and its metadata.
+
+    Memory stays within a small multiple of the file's size.
 
     Args:
         path: a ``.safetensors`` file, or a PyTorch checkpoint that holds tensors and plain values only. A state dict
             under ``params_ema``, ``params`` or ``state_dict`` is unwrapped.
 
     Returns:
-        Tensors by name, and the metadata of a safetensors file (empty for a checkpoint).
+        Finite tensors by name, possibly mapped from the file, and the metadata of a safetensors file (empty for a
+        checkpoint).
 
     Raises:
-        UserError: the file is missing, damaged, of another kind, or a pickle that wants to run code.
+        UserError: the file is missing, damaged, of another kind, a pickle that wants to run code, or holds values that
+            are not finite.
+    """
+    if path.suffix != ".safetensors":
+        content = read_checkpoint(path)
+        wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+        return state_dict(wrapped, path), {}
+    _require_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in names} if len(names) <= _MOST_TENSORS else {}
+    except OSError as error:
+        _refuse(path, f"cannot be read: {error.strerror}", error)
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:  # the last three for types torch lacks
+        _refuse(path, "is not a safetensors file, or is damaged", error)
+    if len(names) > _MOST_TENSORS:
+        _refuse(path, f"holds {len(names)} tensors; no network here has more than {_MOST_TENSORS}")
+    return state_dict(tensors, path), metadata
+
+
+def read_checkpoint(path: Path) -> dict[Any, Any]:
+    """What a PyTorch checkpoint holds: tensors, numbers, text, lists and dicts of these. Pass it on to `state_dict`.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything else.
     """
     import torch  # here, so that the command line starts quickly, and doctor even when torch is broken
 
+    _require_file(path)
+    try:
+        content = torch.load(_screened(path.read_bytes()), map_location="cpu", weights_only=True)
+    except OSError as error:
+        _refuse(path, f"cannot be read: {error.strerror}", error)
+    except Exception as error:  # whatever the parser stumbles over, the file is not one of ours
+        _refuse(path, "is not a PyTorch checkpoint of tensors alone, or is damaged", error)
+    if not isinstance(content, dict):
+        _refuse(path, "holds no state dict (tensors by name)")
+    return content
+
+
+def state_dict(content: object, path: Path) -> dict[str, "Tensor"]:
+    """``content`` of the file ``path``, after checking that it is a state dict the file has the bytes for.
+
+    Raises:
+        UserError: it is something else, larger than the file, or holds values that are not finite.
+    """
+    import torch
+
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):
+        _refuse(path, "holds no state dict (tensors by name)")
+    # Views of one storage, or with strides of zero, are larger than what is stored.
+    if len(content) > _MOST_TENSORS or sum(value.nbytes for value in content.values()) > path.stat().st_size:
+        _refuse(path, "describes more than it holds")
+    for name, value in content.items():
+        if value.is_complex() or (value.is_floating_point() and value.element_size() < 2):
+            _refuse(path, f"holds values in {shown(name)} of type {value.dtype}")
+        # Not a number is the least and the greatest of all; fp64 beyond the range of fp32 is not finite either.
+        if value.is_floating_point() and value.numel():
+            largest = torch.finfo(torch.float32).max
+            if not all(abs(float(end)) <= largest for end in value.aminmax()):
+                _refuse(path, f"holds values in {shown(name)} that are not finite")
+    return dict(content)
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"weights file {path} does not exist")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"weights file {path} is not a safetensors file, or is damaged") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the parser stumbles over, the file is not one of ours
-        raise UserError(f"weights file {path} is not a PyTorch checkpoint of tensors alone, or is damaged") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UserError(f"weights file {path} holds no state dict (tensors by name)")
-    return {str(key): value for key, value in content.items()}, {}
+
+
+def _refuse(path: Path, reason: str, cause: Exception | None = None) -> NoReturn:
+    raise UserError(f"weights file {path} {reason}") from cause
+
+
+def _screened(data: bytes) -> BinaryIO:
+    """A checkpoint for ``torch.load`` in which every size is backed by bytes. Raises ``ValueError`` for others."""
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        # The form from before PyTorch 1.6: number, version, system, structure, keys, then the values.
+        file = io.BytesIO(data)
+        for _ in range(5):
+            _screen_pickle(file)
+        return io.BytesIO(data)
+    copy = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(copy, "w") as screened:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("compressed")
+        if sum(entry.file_size for entry in entries) > len(data):
+            raise ValueError("sizes beyond the file's")
+        # Copied, so that what torch reads is what was checked: readers of zip files differ in what they find.
+        for entry in entries:
+            content = archive.read(entry)
+            if entry.filename.endswith(".pkl"):
+                _screen_pickle(io.BytesIO(content))
+            screened.writestr(entry.filename, content)
+    copy.seek(0)
+    return copy
+
+
+def _screen_pickle(file: BinaryIO) -> None:
+    """Move behind the next pickle. Raises ``ValueError`` when it is long or refers to more than `_GLOBALS`."""
+    start = file.tell()
+    for operation, argument, position in pickletools.genops(file):
+        if operation.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
+            raise ValueError(f"refers to {argument}")
+        if (position or 0) - start > _LONGEST_PICKLE:
+            raise ValueError("structure too long")

@@ -59,7 +59,7 @@ def verify(name: str) -> Path:
     path = location(weights)
     remedy = "reinstall vsvsr" if weights.shipped else f"run: vsvsr weights install {name}"
     if not path.is_file():
-        raise UserError(f"{weights.model}: weights {name} are not installed; {remedy}")
+        raise UserError(f"weights {name} are not installed; {remedy}")
     if path.stat().st_size != weights.size or sha256(path) != weights.sha256:
-        raise UserError(f"{weights.model}: weights {name} are damaged ({path}); {remedy}")
+        raise UserError(f"weights {name} are damaged ({path}); {remedy}")
     return path

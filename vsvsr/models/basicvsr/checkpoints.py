@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from vsvsr.errors import UserError
 from vsvsr.models.basicvsr.network import BasicVSR
+from vsvsr.models.common.loading import Loaded, build
 from vsvsr.weights import read_tensors
 
 _OPENMMLAB = (
@@ -18,10 +20,24 @@ _OPENMMLAB = (
     # OpenMMLab counts convolutions, BasicSR the layers of a Sequential with an activation after each convolution.
     (r"(basic_module\.\d\.basic_module\.)(\d)\.conv\.", lambda found: f"{found[1]}{2 * int(found[2])}."),
 )
+_BLOCK = re.compile(r"backward_trunk\.main\.2\.\d+\.conv1\.weight")
 
 
-def from_openmmlab(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenMMLab's names (``generator.backward_resblocks...``) in BasicSR's layout; other names stay."""
+def load(path: Path) -> Loaded[BasicVSR]:
+    """The network of a checkpoint in either layout; its tensors tell the sizes.
+
+    Raises:
+        UserError: the file cannot be read, or holds another network.
+    """
+    tensors = in_basicsr_layout(read_tensors(path)[0])
+    network = build(partial(BasicVSR, *sizes(tensors)), tensors, path, "BasicVSR")
+    return Loaded(network.to(memory_format=torch.channels_last), network.scale)
+
+
+def in_basicsr_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenMMLab's names (``generator.backward_resblocks...``) as BasicSR's; a state dict of BasicSR stays as it is."""
+    if not any("_resblocks." in name for name in tensors):
+        return dict(tensors)
     renamed = {}
     for name, tensor in tensors.items():
         if name == "step_counter":
@@ -32,16 +48,8 @@ def from_openmmlab(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def load(network: BasicVSR, path: Path) -> None:
-    """Read a checkpoint in either layout into ``network``; ``UserError`` when it is of another network."""
-    load_tensors(network, read_tensors(path)[0], path)
-
-
-def load_tensors(network: BasicVSR, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """``load`` for tensors that were read from ``path``."""
-    if any("_resblocks." in name for name in tensors):
-        tensors = from_openmmlab(tensors)
-    expected = network.state_dict()
-    if tensors.keys() != expected.keys() or any(tensors[name].shape != expected[name].shape for name in expected):
-        raise UserError(f"weights file {path} is not a checkpoint of BasicVSR with 64 channels and 30 blocks")
-    network.load_state_dict(tensors)
+def sizes(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Channels and blocks of the network that a state dict belongs to, if it is one of BasicVSR."""
+    fusion = tensors.get("fusion.weight")
+    channels = len(fusion) if fusion is not None and fusion.dim() else 0
+    return max(channels, 1), sum(_BLOCK.fullmatch(name) is not None for name in tensors)

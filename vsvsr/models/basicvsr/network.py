@@ -13,9 +13,6 @@ from vsvsr.models.common.offload import Buffered, OffloadBuffer
 from vsvsr.models.common.padding import extend
 from vsvsr.ops import flow_warp
 
-CHANNELS = 64
-BLOCKS = 30
-
 Direction = Literal["backward", "forward"]
 Trunk = Callable[[Tensor], Tensor]
 Split = Callable[[Tensor], Tensor]
@@ -26,14 +23,18 @@ class BasicVSR(PixelShuffleHead):
 
     The backward pass keeps ``b_i``, the forward pass makes ``f_i``; each is ``trunk([x_i, warp(previous, flow)])``,
     with zeros in place of the warped state at the end where the pass begins. Output ``i`` depends on ``[b_i, f_i]``.
+
+    Args:
+        channels: of the states; the defaults are the published networks.
+        blocks: residual blocks of each trunk.
     """
 
-    def __init__(self) -> None:
-        super().__init__(CHANNELS)
+    def __init__(self, channels: int = 64, blocks: int = 30) -> None:
+        super().__init__(channels)
         self.spynet = SPyNet()
-        self.backward_trunk = ResidualBlocksWithInputConv(3 + CHANNELS, CHANNELS, BLOCKS)
-        self.forward_trunk = ResidualBlocksWithInputConv(3 + CHANNELS, CHANNELS, BLOCKS)
-        self.fusion = nn.Conv2d(2 * CHANNELS, CHANNELS, 1)
+        self.backward_trunk = ResidualBlocksWithInputConv(3 + channels, channels, blocks)
+        self.forward_trunk = ResidualBlocksWithInputConv(3 + channels, channels, blocks)
+        self.fusion = nn.Conv2d(2 * channels, channels, 1)
         # CPU convolutions run about 1.5 times faster on this layout.
         self.to(memory_format=torch.channels_last)
 
@@ -54,12 +55,12 @@ class BasicVSR(PixelShuffleHead):
         Args:
             frames: a stretch of the clip, each ``(1, 3, h, w)``, RGB in [0, 1].
             emit: a non-empty range of indices with step 1.
-            buffer: where the backward pass's features wait, ``256 h w`` bytes a frame in fp32; by default on the
+            buffer: where the backward pass's features wait, ``4 c h w`` bytes a frame in fp32; by default on the
                 device.
 
         Returns:
             For each frame a function that writes it into three planes: R, G and B, each ``(4h, 4w)`` with any strides,
-            type and device. It may be called at any time, and again; it holds ``256 h w`` bytes.
+            type and device. It may be called at any time, and again; it holds ``4 c h w`` bytes.
         """
         height, width = frames[0].shape[-2:]
         passes = self.passes([extend(frame) for frame in frames], emit, buffer=buffer)
@@ -84,7 +85,7 @@ class BasicVSR(PixelShuffleHead):
         split: Split | None = None,
         buffer: OffloadBuffer | None = None,
     ) -> Iterator[Tensor]:
-        """Both passes over ``frames`` ``(n, 3, h, w)``: their states ``(n, 128, h, w)`` for each frame of ``emit``.
+        """Both passes over ``frames`` ``(n, 3, h, w)``: their states ``(n, 2c, h, w)`` for each frame of ``emit``.
 
         Flows are those of whole frames; with ``split`` everything else runs on what it makes of frames and flows.
         """
@@ -102,7 +103,7 @@ class BasicVSR(PixelShuffleHead):
                 yield torch.cat((buffer.take(kept.pop()), state), dim=1)
 
     def fuse(self, states: Tensor) -> Tensor:
-        """The states of both passes ``(n, 128, h, w)`` to the features of the picture ``(n, 64, h, w)``."""
+        """The states of both passes ``(n, 2c, h, w)`` to the features of the picture ``(n, c, h, w)``."""
         return F.leaky_relu(self.fusion(states), 0.1)
 
     def step(
@@ -115,7 +116,7 @@ class BasicVSR(PixelShuffleHead):
         if split is not None:
             frame, flow = split(frame), None if flow is None else split(flow)
         if state is None or flow is None:
-            warped = frame.new_zeros(len(frame), CHANNELS, *frame.shape[-2:])
+            warped = frame.new_zeros(len(frame), self.fusion.out_channels, *frame.shape[-2:])
         else:
             warped = flow_warp(state, flow)
         return trunk(torch.cat((frame, warped), dim=1).contiguous(memory_format=torch.channels_last))
@@ -127,5 +128,5 @@ class BasicVSR(PixelShuffleHead):
         return self
 
     def trunk(self, direction: Direction) -> Trunk:
-        """The trunk for one pass over one stretch: ``(n, 67, h, w)`` to ``(n, 64, h, w)``, called frame by frame."""
+        """The trunk for one pass over one stretch: ``(n, 3 + c, h, w)`` to ``(n, c, h, w)``, called frame by frame."""
         return self.backward_trunk if direction == "backward" else self.forward_trunk

@@ -1,5 +1,7 @@
 """Residual blocks without normalisation, keyed as in BasicSR's checkpoints."""
 
+import itertools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,6 +52,6 @@ class PlainConvolutions(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, out_channels: int, convolutions: int) -> None:
-        inputs = (in_channels, *(out_channels for _ in range(convolutions - 1)))
+        inputs = itertools.chain((in_channels,), itertools.repeat(out_channels, convolutions - 1))
         layers = ((nn.Conv2d(n, out_channels, 3, padding=1), nn.PReLU(out_channels)) for n in inputs)
         super().__init__(*(layer for pair in layers for layer in pair))

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vsvsr.errors import UserError
 from vsvsr.models.fastreal.config import FastRealConfig
 from vsvsr.ops import hidden_state_attention
 from vsvsr.ops.hidden_state_attention import attention_weights, filter_depthwise
@@ -13,16 +12,14 @@ _SIZE = 5
 
 
 def _blur_kernel(name: str) -> Tensor:
-    """A 5x5 kernel that sums to 1, smaller ones padded with zeros."""
+    """One of `BLURS` as a 5x5 kernel that sums to 1, smaller ones padded with zeros."""
     if name == "mean3":
         return F.pad(torch.full((3, 3), 1 / 9), (1, 1, 1, 1))
     if name == "mean5":
         return torch.full((_SIZE, _SIZE), 1 / 25)
-    if name == "gauss5":
-        line = torch.exp(-((torch.arange(_SIZE) - _SIZE // 2) ** 2) / (2 * 1.5**2))
-        kernel = line[:, None] * line
-        return kernel / kernel.sum()
-    raise UserError(f"FastReal: unknown filter {name!r} in the pool; known are mean3, mean5 and gauss5")
+    line = torch.exp(-((torch.arange(_SIZE) - _SIZE // 2) ** 2) / (2 * 1.5**2))
+    kernel = line[:, None] * line
+    return kernel / kernel.sum()
 
 
 def _pool_filters(members: tuple[str, ...]) -> tuple[Tensor, Tensor]:

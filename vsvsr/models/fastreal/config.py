@@ -1,12 +1,14 @@
 """What a FastRealVSR network is made of."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
-
-from vsvsr.errors import UserError
+from dataclasses import dataclass
+from typing import Literal
 
 Variant = Literal["none", "full", "blurry", "sharp", "conv"]
 
+BLURS = ("mean3", "mean5", "gauss5")
+"""Averages over 3x3 and 5x5 pixels, and a Gaussian of 5x5 pixels."""
+FILTERS = (*BLURS, *(f"sharp_{name}" for name in BLURS))
+"""What a pool may consist of: blurs, and unsharp masks ``2x - blur(x)``."""
 POOL = ("mean3", "mean5", "gauss5", "sharp_mean3", "sharp_gauss5")
 """The members of the paper's pool: three blurs, and the unsharp masks of two of them."""
 
@@ -44,6 +46,10 @@ class FastRealConfig:
     key_channels: int = 64
     flow: Literal["spynet", "light"] = "spynet"
 
+    def __post_init__(self) -> None:
+        if len(set(self.pool)) < len(self.pool) or not set(self.pool) <= set(FILTERS):
+            raise ValueError(f"pool is {self.pool}; its members may be {', '.join(FILTERS)}, each once")
+
     @property
     def members(self) -> tuple[str, ...]:
         """Pool members that take part in this variant."""
@@ -52,22 +58,6 @@ class FastRealConfig:
         if self.hsa == "sharp":
             return tuple(name for name in self.pool if name.startswith("sharp_"))
         return self.pool
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "FastRealConfig":
-        """Inverse of `to_dict`.
-
-        Raises:
-            UserError: a key is unknown: the file was written for another version.
-        """
-        unknown = values.keys() - {field.name for field in fields(cls)}
-        if unknown:
-            raise UserError(f"FastReal: unknown network settings {sorted(unknown)}; use weights made for this version")
-        return cls(**{**values, "pool": tuple(values.get("pool", POOL))})
 
 
 COMPACT = FastRealConfig(

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +60,6 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.predmask = MaskPredictor(dim) if masked else None
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_load_state_dict_pre_hook(_drop_official_extras)  # type: ignore[no-untyped-call]
 
     def forward(self, tokens: Tensor, keep: Tensor | None, shift: int) -> Tensor:
         """Normalised tokens ``(n, 3, h, w, c)`` to the projected attention of the kept pixels ``(kept, c)``."""
@@ -183,22 +181,3 @@ def relative_position_index(window: int) -> Tensor:
     columns = column[:, None] - column + window - 1
     within = rows * span + columns
     return torch.cat([within + age * span**2 for age in (2, 1, 0)], dim=1)
-
-
-def _drop_official_extras(
-    module: WindowAttention,
-    state: dict[str, Tensor],
-    prefix: str,
-    metadata: dict[str, Any],
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
-    """Before loading: check and drop the saved index, and the mask predictor where masks are not used."""
-    index = state.pop(f"{prefix}relative_position_index", None)
-    if index is not None and not torch.equal(index.to(module.relative_position_index), module.relative_position_index):
-        errors.append(f"{prefix}relative_position_index belongs to other windows than {module.window}x{module.window}")
-    if module.predmask is None:
-        for name in ("weight", "bias"):
-            state.pop(f"{prefix}predmask.rnn.{name}", None)

@@ -2,20 +2,29 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from vsvsr.errors import UserError
+from vsvsr.models.common.loading import Loaded, build
+from vsvsr.models.mia.block import relative_position_index
 from vsvsr.models.mia.network import MIAVSR
 from vsvsr.weights import read_tensors
 
-_BLOCK = re.compile(r"patch_align\.backward_1\.layers\.(\d+)\.residual_group\.blocks\.(\d+)\.attn\.qkv\.weight")
+_BLOCK = re.compile(r"patch_align\.backward_1\.layers\.(\d+)\.residual_group\.blocks\.\d+\.attn\.qkv\.weight", re.ASCII)
+_UNUSED = re.compile(r"patch_align\.\w+\.(conv_first|conv_first_feat|conv_before_upsample)\.(weight|bias)")
+"""Layers of the official modules that no computation uses."""
+_INDEX = ".attn.relative_position_index"
+_PREDICTOR = ".attn.predmask."
 
 
-def load(path: Path, *, use_mask: bool = True) -> MIAVSR:
-    """The network that a checkpoint holds, in evaluation mode on the CPU; its shapes tell the configuration.
+def load(path: Path, *, use_mask: bool = True) -> Loaded[MIAVSR]:
+    """The network that a checkpoint holds; its tensors tell the configuration.
 
     Args:
         path: an official file (``MIAVSR_REDS_x4.pth``, ``MIAVSR_Vid4_x4.pth``), or one of ours.
@@ -25,34 +34,59 @@ def load(path: Path, *, use_mask: bool = True) -> MIAVSR:
         UserError: the file cannot be read, or holds another network.
     """
     tensors, _ = read_tensors(path)
-    if use_mask and tensors and not any(".predmask." in name for name in tensors) and _depths(tensors):
+    if use_mask and _depths(tensors) and not any(_PREDICTOR in name for name in tensors):
         raise UserError(f"weights file {path} holds no mask predictors; set mask=0")
     try:
-        network = _network(tensors, use_mask=use_mask)
-        network.load_state_dict(tensors)
+        own, make = own_tensors(tensors, use_mask=use_mask), _constructor(tensors, use_mask=use_mask)
     except KeyError as error:
-        raise UserError(f"weights file {path} is not a checkpoint of MIA-VSR: it holds no {error.args[0]}") from None
-    except (RuntimeError, ValueError, IndexError) as error:
-        detail = " ".join(str(error).split())
-        raise UserError(f"weights file {path} is not a checkpoint of MIA-VSR: {detail}") from None
-    return network.eval().requires_grad_(False)
+        raise UserError(f"weights file {path} is not a checkpoint of MIA-VSR: it lacks {error.args[0]}") from None
+    except ValueError as error:
+        raise UserError(f"weights file {path} is not a checkpoint of MIA-VSR: {error}") from None
+    network = build(make, own, path, "MIA-VSR")
+    return Loaded(network, network.scale)
 
 
-def _network(tensors: Mapping[str, Tensor], *, use_mask: bool) -> MIAVSR:
-    mid_channels, embed_dim = tensors["conv_before_upsample.weight"].shape[:2]
+def own_tensors(tensors: Mapping[str, Tensor], *, use_mask: bool = True) -> dict[str, Tensor]:
+    """The state dict of `MIAVSR` from an official one, which also holds unused layers and the index of bias tables.
+
+    Raises:
+        ValueError: an index is not the one that is computed here.
+    """
+    own = {}
+    for name, tensor in tensors.items():
+        if name.endswith(_INDEX):
+            # (window ** 2, 3 * window ** 2)
+            window = math.isqrt(len(tensor)) if tensor.dim() == 2 else 0
+            if tensor.shape != (window**2, 3 * window**2) or not torch.equal(
+                tensor.long(), relative_position_index(window)
+            ):
+                raise ValueError(f"{name} is another index than that of the released networks")
+        elif not _UNUSED.fullmatch(name) and (use_mask or _PREDICTOR not in name):
+            own[name] = tensor
+    return own
+
+
+def _constructor(tensors: Mapping[str, Tensor], *, use_mask: bool) -> "partial[MIAVSR]":
+    """What makes the network that a state dict belongs to. Raises `KeyError`, `ValueError` if there is none."""
     depths = _depths(tensors)
     if not depths:
         raise KeyError("patch_align.backward_1.layers")
+    mid_channels, embed_dim, _, _ = tensors["conv_before_upsample.weight"].shape
     tables = [
         tensors[f"patch_align.backward_1.layers.{stage}.residual_group.blocks.0.attn.relative_position_bias_table"]
         for stage in range(len(depths))
     ]
-    window = (math.isqrt(len(tables[0]) // 3) + 1) // 2
-    return MIAVSR(embed_dim, depths, [table.shape[1] for table in tables], mid_channels, (3, window, window), use_mask)
+    rows, _ = tables[0].shape
+    # 3 * (2 * window - 1) ** 2 rows
+    window = (math.isqrt(rows // 3) + 1) // 2
+    heads = [columns for _, columns in (table.shape for table in tables)]
+    return partial(MIAVSR, embed_dim, depths, heads, mid_channels, (3, window, window), use_mask)
 
 
 def _depths(tensors: Mapping[str, Tensor]) -> list[int]:
-    """Blocks in each stage."""
-    found = [tuple(map(int, match.groups())) for match in map(_BLOCK.fullmatch, tensors) if match]
-    stages = [stage for stage, _ in found]
-    return [stages.count(stage) for stage in range(max(stages, default=-1) + 1)]
+    """Blocks in each stage, as far as stages are numbered without a gap."""
+    blocks = Counter(match[1] for match in map(_BLOCK.fullmatch, tensors) if match)
+    depths: list[int] = []
+    while count := blocks[str(len(depths))]:
+        depths.append(count)
+    return depths

@@ -24,8 +24,7 @@ Flows = list[Tensor]
 class MIAVSR(PixelShuffleHead):
     """Four recurrent passes over the clip in alternating directions, then pixel-shuffle reconstruction.
 
-    The defaults are the released networks. The state dict has the official names; official entries that no computation
-    uses are accepted and dropped, as is the index of the bias tables, which is checked.
+    The defaults are the released networks. The state dict has the official names.
 
     Args:
         embed_dim: channels of the features.
@@ -33,8 +32,7 @@ class MIAVSR(PixelShuffleHead):
         num_heads: attention heads in each stage.
         mid_channels: channels after the last pass.
         window_size: frames (always 3), height and width (equal) of an attention window.
-        use_mask: repeat what a block did one step before where its input has hardly changed. Without, mask predictors
-            in a state dict are dropped too.
+        use_mask: repeat what a block did one step before where its input has hardly changed.
     """
 
     def __init__(
@@ -52,6 +50,8 @@ class MIAVSR(PixelShuffleHead):
             raise ValueError(
                 f"window_size {tuple(window_size)}: must be 3 frames and an even square, such as (3, 8, 8)"
             )
+        if any(embed_dim % heads for heads in num_heads):
+            raise ValueError(f"num_heads {tuple(num_heads)}: must divide embed_dim {embed_dim}")
         self.blocks = sum(depths)
         self.spynet = SPyNet()
         self.conv_first = nn.Conv2d(3, embed_dim, 3, padding=1)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,6 @@ BlockGate = Callable[[int, Tensor], Tensor]
 
 DROP_PATH = 0.1
 """Of the last block, in training; the first has none."""
-
-UNUSED = ("conv_first", "conv_first_feat", "conv_before_upsample")
-"""Layers of the official modules that no computation uses."""
 
 
 class PatchEmbed(nn.Module):
@@ -80,7 +76,6 @@ class PropagationModule(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
         self.apply(_initialise)
-        self.register_load_state_dict_pre_hook(_drop_unused)  # type: ignore[no-untyped-call]
 
     def forward(
         self, frames: Sequence[Tensor], memories: list[BlockMemory | None], gate: BlockGate, *, sparse: bool = True
@@ -127,19 +122,3 @@ def _with_current(stack: Tensor, x: Tensor) -> Tensor:
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A convolution on ``(n, h, w, c)``."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
-
-
-def _drop_unused(
-    module: PropagationModule,
-    state: dict[str, Tensor],
-    prefix: str,
-    metadata: dict[str, Any],
-    strict: bool,
-    missing: list[str],
-    unexpected: list[str],
-    errors: list[str],
-) -> None:
-    """Before loading: drop what official checkpoints hold of `UNUSED`."""
-    for layer in UNUSED:
-        for name in ("weight", "bias"):
-            state.pop(f"{prefix}{layer}.{name}", None)

@@ -1,5 +1,6 @@
 """Real-ESRGAN's files: ncnn's weights as its portable version carries them, and the published ``.pth``."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from vsvsr import weights
 from vsvsr.errors import UserError
+from vsvsr.models.common.loading import build
 from vsvsr.models.realesrgan.network import PerFrameNetwork, create
 
 _HALF = 0x01306B47
@@ -67,10 +69,5 @@ def load_published(name: str, path: Path) -> PerFrameNetwork:
     Raises:
         UserError: the file cannot be read, or holds another network.
     """
-    network = create(name)
-    state, _ = weights.read_tensors(path)
-    expected = {key: value.shape for key, value in network.state_dict().items()}
-    if {key: value.shape for key, value in state.items()} != expected:
-        raise UserError(f"{path} is not {name}; give Real-ESRGAN's own file")
-    network.load_state_dict(state)
-    return network.eval().requires_grad_(False)
+    tensors, _ = weights.read_tensors(path)
+    return build(partial(create, name), tensors, path, name)

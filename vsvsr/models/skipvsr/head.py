@@ -34,7 +34,7 @@ class GatedHead:
 
         Args:
             states: what the gates look at, ``(1, c * gates, h, w)``.
-            features: what the head reconstructs from, ``(1, 64, h, w)``.
+            features: what the head reconstructs from, ``(1, c, h, w)``.
         """
         samples = sample(states).chunk(len(self._gates), dim=-1)
         if not self._references:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vsvsr.models.basicvsr.network import CHANNELS, BasicVSR, Direction, Trunk
+from vsvsr.models.basicvsr.network import BasicVSR, Direction, Trunk
 from vsvsr.models.common import Write
 from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.common.padding import extend
@@ -28,6 +28,8 @@ class SkipVSR(BasicVSR):
     whole patch or not at all, and the patches are merged with ramps over their overlap.
 
     Args:
+        channels: see `BasicVSR`.
+        blocks: see `BasicVSR`.
         threshold: blocks run where the execution confidence is at least this, 0 (always: BasicVSR, bit for bit)
             to 1 (never, but for the first frame of each pass).
         mode: frame or patch.
@@ -38,12 +40,20 @@ class SkipVSR(BasicVSR):
     kappa: Tensor
     quantiles: Tensor
 
-    def __init__(self, *, threshold: float = 0.0, mode: Mode = "frame", hold: bool = True) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        channels: int = 64,
+        blocks: int = 30,
+        *,
+        threshold: float = 0.0,
+        mode: Mode = "frame",
+        hold: bool = True,
+    ) -> None:
+        super().__init__(channels, blocks)
         self.threshold, self.mode, self.hold = threshold, mode, hold
         self.tally, self.head_tally = Tally(), Tally()
-        self.estimator_backward = nn.Linear(CHANNELS, 1)
-        self.estimator_forward = nn.Linear(CHANNELS, 1)
+        self.estimator_backward = nn.Linear(channels, 1)
+        self.estimator_forward = nn.Linear(channels, 1)
         self.register_buffer("kappa", torch.zeros(()))
         self.register_buffer("quantiles", torch.linspace(0, 1, 101))
 

@@ -1,5 +1,6 @@
 """UltraVSR: one diffusion step with temporal shift, over clips of any length in bounded memory."""
 
+from vsvsr.models.ultra.checkpoints import load, save
 from vsvsr.models.ultra.colour import ColourFix, fix_colour
 from vsvsr.models.ultra.network import FULL, TINY, UltraConfig, UltraVSR, build
 from vsvsr.models.ultra.rts import RTSForm, RTSModule
@@ -18,4 +19,6 @@ __all__ = [
     "Upscaler",
     "build",
     "fix_colour",
+    "load",
+    "save",
 ]

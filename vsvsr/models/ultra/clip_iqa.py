@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError
+from vsvsr.models.common.loading import build
 from vsvsr.models.ultra.network import upscale_bicubic
+from vsvsr.weights import read_tensors
 
 PAIRS = (
     ("Good image", "bad image"),
@@ -183,7 +183,7 @@ def measure_degradation(judge: ClipIQA, tokens: Tensor, frames: Sequence[Tensor]
 
     Args:
         judge: see :func:`load_clip_iqa`.
-        tokens: ids of :data:`PAIRS`, ``(10, 77)``, by :func:`vsvsr.models.ultra.files.tokenise`.
+        tokens: ids of :data:`PAIRS`, ``(10, 77)``, by :func:`vsvsr.models.ultra.base.tokenise`.
         frames: the sampled frames, each ``(3, h, w)``, RGB in [0, 1].
     """
     scores = [judge.score(upscale_bicubic(frame[None]).clamp(0.0, 1.0), tokens) for frame in frames]
@@ -196,24 +196,10 @@ def load_clip_iqa(path: Path) -> ClipIQA:
     Raises:
         UserError: the file is missing or is something else.
     """
-    remedy = 'give CLIP RN50 by OpenAI as safetensors (published as "resnet50_clip.openai"), or set degradation'
-    if not path.is_file():
-        raise UserError(f"Ultra: no CLIP weights at {path}; {remedy}")
-    with torch.device("meta"):
-        network = ClipIQA()
     try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"Ultra: {path} is not a safetensors file ({error}); {remedy}") from None
-    state.pop("visual.attnpool.positional_embedding", None)
-    wanted = network.state_dict()
-    wrong = sorted(name for name in wanted.keys() | state.keys() if _shape(wanted, name) != _shape(state, name))
-    if wrong:
-        raise UserError(f"Ultra: {path} is not CLIP RN50 ({wrong[0]} differs); {remedy}")
-    network = ClipIQA()
-    network.load_state_dict({name: value.float() for name, value in state.items()})
-    return network.eval().requires_grad_(False)
-
-
-def _shape(state: dict[str, Tensor], name: str) -> torch.Size | None:
-    return state[name].shape if name in state else None
+        tensors, _ = read_tensors(path)
+        tensors.pop("visual.attnpool.positional_embedding", None)
+        return build(ClipIQA, tensors, path, "CLIP RN50")
+    except UserError as error:
+        remedy = 'give CLIP RN50 by OpenAI as safetensors (published as "resnet50_clip.openai"), or set degradation'
+        raise UserError(f"{error}; {remedy}") from error

@@ -30,7 +30,7 @@ def extra(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f'Ultra: {module} is not installed; install it with: pip install "vsvsr[ultra]"') from None
+        raise UserError(f'{module} is not installed; install it with: pip install "vsvsr[ultra]"') from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,10 @@ class UltraConfig:
     rts_attention_channels: int | None = None
     rts_form: RTSForm = field(default="released")
     degradation: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.degradation <= 1:
+            raise ValueError(f"degradation is {self.degradation}; it may be from 0 to 1")
 
 
 _VAE_BLOCKS = {

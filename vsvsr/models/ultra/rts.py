@@ -127,8 +127,14 @@ class RTSModule(nn.Module):
         form: RTSForm = "released",
     ) -> None:
         super().__init__()
-        self.RTSConv = RTSConv(channels, conv_channels or 3 * (channels // 30), form)
-        self.RTSAtten = RTSAttention(channels, attention_channels or 24 * (channels // 96), form)
+        convolved, attended = conv_channels or 3 * (channels // 30), attention_channels or 24 * (channels // 96)
+        if not convolved or convolved % 3 or not attended or attended % 24:
+            raise ValueError(
+                f"temporal shift of {channels} channels by way of {convolved} and {attended}: these must be positive "
+                "multiples of 3 and 24"
+            )
+        self.RTSConv = RTSConv(channels, convolved, form)
+        self.RTSAtten = RTSAttention(channels, attended, form)
 
     @property
     def units(self) -> tuple[TemporalUnit, TemporalUnit]:

@@ -193,9 +193,9 @@ class Upscaler:
         budget: int | None = None,
     ) -> None:
         if not 0.0 <= degradation <= 1.0:
-            raise UserError(f"Ultra: degradation is {degradation}; give a number from 0 (ruined) to 1 (clean)")
+            raise UserError(f"degradation is {degradation}; give a number from 0 (ruined) to 1 (clean)")
         if any(side and (side < 16 or side % 8) for side in tile):
-            raise UserError(f"Ultra: tile is {tile}; give multiples of 8 of at least 16, or 0 for the whole side")
+            raise UserError(f"tile is {tile}; give multiples of 8 of at least 16, or 0 for the whole side")
         self.network = network
         self.degradation = clamp_degradation(degradation)
         self.colour: ColourFix = colour

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vsvsr import weights
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import FastRealVSR, load_fastreal
+from vsvsr.models.fastreal import FastRealVSR, load
 from vsvsr.models.fastreal.warm_start import from_per_frame
 from vsvsr.models.realesrgan import SRVGG, load_ncnn, load_published
 from vsvsr.training.discriminator import Adversary
@@ -90,7 +90,7 @@ def network(settings: Settings) -> FastRealVSR:
     else:
         published = load_ncnn(_START, weights.install(_START))
     assert isinstance(published, SRVGG)
-    flow = load_fastreal(weights.verify(settings.flow)).flow_estimator
+    flow = load(weights.verify(settings.flow)).network.flow_estimator
     return from_per_frame(published, flow, state_gain=settings.state_gain)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vsvsr.models.fastreal import FastRealVSR, load_fastreal
+from vsvsr.models.fastreal import FastRealVSR, load
 from vsvsr.training.data.clips import Clips, Crops
 from vsvsr.training.discriminator import Adversary
 from vsvsr.training.harness import Processes, train
@@ -81,7 +81,7 @@ def run(settings: Settings) -> None:
     processes = Processes.launched()
     torch.manual_seed(settings.seed)
     # The network of stage 1 may have no attention; this stage is what it is for.
-    plain = load_fastreal(settings.start).config.hsa == "none"
+    plain = load(settings.start).network.config.hsa == "none"
     network = continued(settings.start, hsa=settings.hsa or ("full" if plain else None)).to(processes.device)
     if settings.vgg is None and processes.main:
         print("no --vgg FILE: training without the perceptual loss")

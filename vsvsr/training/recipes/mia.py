@@ -16,6 +16,7 @@ from vsvsr import weights
 from vsvsr.errors import UserError
 from vsvsr.evaluation.metrics import psnr
 from vsvsr.models.mia import MIAVSR, KeepRatios, MaskSite, threshold_gate
+from vsvsr.models.mia.checkpoints import own_tensors
 from vsvsr.models.mia.gates import TEMPERATURE, Gate
 from vsvsr.training.data.clips import Clips, Crops
 from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, export_tensors, train
@@ -210,8 +211,8 @@ def load_start(network: MIAVSR, path: Path) -> None:
     """
     tensors, _ = weights.read_tensors(path)
     try:
-        result = network.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
+        result = network.load_state_dict(own_tensors(tensors), strict=False)
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"{path} does not fit: {' '.join(str(error).split())}") from None
     missing = [name for name in result.missing_keys if ".layers." not in name]
     if wrong := missing + result.unexpected_keys:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr import weights
-from vsvsr.models.basicvsr.network import BLOCKS, Direction, Trunk
+from vsvsr.models.basicvsr.network import Direction, Trunk
 from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
 from vsvsr.models.skipvsr import SkipVSR, load
 from vsvsr.models.skipvsr.gate import block_weights, sample, tile_mean
@@ -157,9 +157,10 @@ def run(settings: Settings) -> None:
     torch.manual_seed(settings.seed)
     photographs = [load_photograph(path, SIZE) for path in find_pictures(settings.photographs)]
     network = Recorder()
-    load(network, weights.find(settings.checkpoint))
+    network.load_state_dict(load(weights.find(settings.checkpoint)).network.state_dict())
     record(network, photographs, settings.clips, rng)
-    middle = torch.cat([part.cost[part.block == BLOCKS // 2] for parts in network.samples.values() for part in parts])
+    middle_block = len(network.forward_trunk.main[2]) // 2  # type: ignore[arg-type]  # a Sequential
+    middle = torch.cat([part.cost[part.block == middle_block] for parts in network.samples.values() for part in parts])
     kappa = MEDIAN / float(middle.median())
     tensors, executions = {}, []
     for direction, parts in network.samples.items():

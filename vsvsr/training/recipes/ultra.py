@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from vsvsr.errors import UserError
 from vsvsr.evaluation.metrics import psnr
-from vsvsr.models.ultra import TINY, UltraVSR, build
-from vsvsr.models.ultra.files import save_compact
+from vsvsr.models.ultra import TINY, UltraVSR, build, save
 from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.network import run_whole, upscale_bicubic
 from vsvsr.models.ultra.schedule import STEPS, alphas_cumprod, clamp_degradation, one_step, timestep_of
@@ -254,7 +253,7 @@ class Ultra:
     def export(self, path: Path, metadata: dict[str, str]) -> None:
         scaling = self.generator.vae.config.scaling_factor
         config = replace(TINY, vae={**TINY.vae, "scaling_factor": scaling}, degradation=self.settings.degradation)
-        save_compact(self.finished(), config, path, metadata)
+        save(self.finished(), config, path, metadata)
 
     def state_dict(self) -> dict[str, Any]:
         return {

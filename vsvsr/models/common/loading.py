@@ -1,0 +1,187 @@
+"""From a file to a network: nothing is built that the file does not hold."""
+
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from vsvsr.errors import UserError, shown
+
+_LONGEST_SETTINGS = 1 << 16
+_MOST = 1 << 16
+_UNSAVED = 1 << 24
+"""Bytes of buffers that a network may compute itself, beyond the size of its weights."""
+
+
+@dataclass(frozen=True)
+class Loaded[Network: nn.Module]:
+    """A network from a file, in evaluation mode, in fp32 on the CPU.
+
+    Attributes:
+        network: its ``half()`` is the rule for half precision: what has to stay in fp32 stays so.
+        scale: output pixels per input pixel in each direction.
+        smallest_side: smallest height and width that the network takes; most pad inside.
+    """
+
+    network: Network
+    scale: int
+    smallest_side: int = 16
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> Network:
+        """The network moved to ``device``, where it computes in ``dtype``, fp32 or fp16."""
+        network = self.network.to(device)
+        return network.half() if dtype == torch.float16 else network
+
+
+class _Budget(TorchFunctionMode):
+    """Ends a construction that takes more calls of torch than a network of so many tensors needs."""
+
+    def __init__(self, tensors: int) -> None:
+        super().__init__()
+        self._left = 500 + 50 * tensors  # the networks here take up to 20 a tensor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("it holds too few tensors")
+        return func(*args, **(kwargs or {}))
+
+
+def build[Network: nn.Module](
+    make: Callable[[], Network], tensors: Mapping[str, Tensor], path: Path, kind: str
+) -> Network:
+    """The network that ``make`` constructs, with ``tensors`` as its weights, in evaluation mode, in fp32 on the CPU.
+
+    It is first constructed without memory for its weights, within an effort that the number of tensors allows, and
+    compared with them: name by name, shape by shape. So whatever the settings in a file say, what takes memory is what
+    the file holds.
+
+    Args:
+        make: constructs the network; called up to twice. What it raises means that there is no such network.
+        tensors: of the whole state dict.
+        path: of the file, for messages.
+        kind: what the file should hold, for messages.
+
+    Raises:
+        UserError: the tensors are not those of the network.
+    """
+    try:
+        with torch.device("meta"), _Budget(len(tensors)):
+            network = make()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the constructors of networks raise for settings that make no sense
+        raise _misfit(path, kind, str(error) or type(error).__name__) from error
+    expected = network.state_dict()
+    for name, value in expected.items():
+        if name not in tensors:
+            raise _misfit(path, kind, f"it lacks {name}")
+        if tensors[name].shape != value.shape:
+            sizes = f"{tuple(tensors[name].shape)}, {tuple(value.shape)} is expected"
+            raise _misfit(path, kind, f"{name} has shape {sizes}")
+        if tensors[name].is_floating_point() != value.is_floating_point():
+            raise _misfit(path, kind, f"{name} is of type {tensors[name].dtype}, {value.dtype} is expected")
+    for name in tensors:
+        if name not in expected:
+            raise _misfit(path, kind, f"{name} is no part of it")
+    unsaved = {name: buffer for name, buffer in network.named_buffers() if name not in expected}
+    if unsaved:
+        size = sum(value.nbytes for value in expected.values())
+        if sum(buffer.nbytes for buffer in unsaved.values()) > size + _UNSAVED:
+            raise _misfit(path, kind, "its tables would be larger than its weights")
+        network = make()  # no larger than the file, as is known by now
+    own = {name: tensors[name].to(value.dtype, copy=True).contiguous() for name, value in expected.items()}
+    network.load_state_dict(own, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def save_tensors(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write the state dict and ``metadata`` to ``path`` as safetensors, in one move."""
+    partial = path.with_name(path.name + ".partial")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    save_file(tensors, partial, metadata)
+    partial.replace(path)
+
+
+def read_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The settings that our own files carry as JSON in their metadata, still to be checked by `parse`.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    if "config" not in metadata:
+        raise UserError(f"weights file {path} holds no network configuration; give weights made by vsvsr")
+    return _parse_json(metadata["config"], path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ``UserError`` for anything else."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return _parse_json(file.read(_LONGEST_SETTINGS + 1), path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8") from error
+
+
+def _parse_json(text: str, path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(text) if len(text) <= _LONGEST_SETTINGS else None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: its network configuration is damaged (not a JSON object, or too long)")
+    return values
+
+
+def parse[Settings](kind: type[Settings], values: Mapping[str, Any], path: Path) -> Settings:
+    """A dataclass from plain values, each checked against the type of its field; integers are counts and
+    widths, from 1 to 65,536.
+
+    Fields may be of type int, float, bool, str, ``Literal``, ``tuple[X, ...]``, unions of these with each other and
+    None, and ``Mapping``, whose values stay unchecked.
+
+    Raises:
+        UserError: a value is of another type, unknown or out of range.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
+    for name, value in values.items():
+        if name not in known:
+            raise UserError(f"{path}: unknown network setting {shown(name)}; give weights made for this version")
+        if not _fits(value, hints[name]):
+            raise UserError(f"{path}: network setting {name} is {shown(repr(value))}, which is not possible")
+    try:
+        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    except (TypeError, ValueError) as error:  # a missing field, or a check of the class
+        raise UserError(f"{path}: {shown(str(error))}") from error
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return type(value) in map(type, parts) and value in parts
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, dict)
+    if hint is types.NoneType:
+        return value is None
+    if hint is float:
+        return type(value) in (int, float) and abs(value) < 1e9  # type: ignore[arg-type]  # a number by now
+    return type(value) is hint and (hint is not int or 0 < value <= _MOST)  # type: ignore[operator]
+
+
+def _misfit(path: Path, kind: str, detail: str) -> UserError:
+    return UserError(f"weights file {path} is not a checkpoint of {kind}: {shown(detail)}")

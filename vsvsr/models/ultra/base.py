@@ -1,0 +1,155 @@
+"""The base model of UltraVSR: a local folder of Stable Diffusion 2.1-base in the layout of diffusers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vsvsr.errors import UserError, shown
+from vsvsr.models.common.loading import build, parse, read_json
+from vsvsr.models.ultra.network import extra
+from vsvsr.weights import read_tensors
+
+_SOURCE = (
+    "give Stable Diffusion 2.1-base as diffusers has it (tokenizer, text_encoder, scheduler, vae, unet), published as "
+    "stabilityai/stable-diffusion-2-1-base and withdrawn in 2025; copies exist"
+)
+_FILES = {
+    "unet": ("unet/config.json", "unet/diffusion_pytorch_model.safetensors"),
+    "vae": ("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+    "scheduler": ("scheduler/scheduler_config.json",),
+    "text_encoder": ("text_encoder/config.json", "text_encoder/model.safetensors"),
+    "tokenizer": ("tokenizer/vocab.json", "tokenizer/merges.txt"),
+}
+_TOKENS: Literal[77] = 77
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetSettings:
+    """Arguments of diffusers' ``UNet2DConditionModel`` that a file may set."""
+
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    attention_head_dim: int | tuple[int, ...] = 8
+    cross_attention_dim: int = 1280
+    norm_num_groups: int = 32
+    use_linear_projection: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAESettings:
+    """Arguments of diffusers' ``AutoencoderKL`` that a file may set."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    latent_channels: Literal[4] = 4
+    down_block_types: tuple[Literal["DownEncoderBlock2D"], ...]
+    up_block_types: tuple[Literal["UpDecoderBlock2D"], ...]
+    scaling_factor: float = 0.18215
+
+    def __post_init__(self) -> None:
+        if self.scaling_factor <= 0:
+            raise ValueError(f"scaling_factor is {self.scaling_factor}; it must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSettings:
+    """Arguments of transformers' ``CLIPTextConfig`` that a file may set."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: Literal["gelu", "quick_gelu"] = "quick_gelu"
+    max_position_embeddings: Literal[77] = _TOKENS
+
+
+def load_base(folder: Path) -> tuple[Any, Any]:
+    """UNet and autoencoder of the folder, in fp32 on the CPU; nothing is downloaded.
+
+    Raises:
+        UserError: something is missing, damaged, or of another model.
+    """
+    require(folder, "unet", "vae", "scheduler")
+    schedule = read_json(folder / "scheduler/scheduler_config.json").get("prediction_type", "epsilon")
+    if schedule != "epsilon":
+        raise UserError(
+            f"{folder} predicts {shown(str(schedule))}; give Stable Diffusion 2.1-base, which predicts epsilon "
+            "(2.1 itself does not)"
+        )
+    diffusers = extra("diffusers")
+    unet = _load(folder / "unet", UNetSettings, lambda known: diffusers.UNet2DConditionModel(**known))
+    vae = _load(folder / "vae", VAESettings, lambda known: diffusers.AutoencoderKL(**known), _modern_attention)
+    return unet, vae
+
+
+def encode_prompt(folder: Path, prompt: str) -> Tensor:
+    """Text embedding ``(1, 77, width)`` in fp32, by the text tower of the folder."""
+    require(folder, "text_encoder", "tokenizer")
+    transformers = extra("transformers")
+
+    def make(known: Mapping[str, Any]) -> nn.Module:
+        tower: nn.Module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**known))
+        # Whose parts lie one level deeper in older versions of transformers.
+        return getattr(tower, "text_model", tower)
+
+    tower = _load(folder / "text_encoder", TextSettings, make, _text_names, file="model.safetensors")
+    tokens = tokenise(folder, [prompt])
+    if int(tokens.max()) >= len(tower.get_parameter("embeddings.token_embedding.weight")):
+        raise UserError(f"{folder}: its tokenizer belongs to another text encoder; {_SOURCE}")
+    with torch.inference_mode():
+        return tower(tokens)[0]  # type: ignore[no-any-return]
+
+
+def tokenise(folder: Path, texts: list[str]) -> Tensor:
+    """Token ids ``(n, 77)`` by the tokenizer of the folder; longer texts are cut."""
+    require(folder, "tokenizer")
+    kind = extra("transformers").CLIPTokenizer
+    try:
+        tokenizer = kind.from_pretrained(folder / "tokenizer", local_files_only=True)
+        tokens = tokenizer(texts, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt")
+    except Exception as error:  # of any kind, for files that make no sense
+        raise UserError(f"{folder / 'tokenizer'} cannot be read: {shown(str(error))}") from error
+    return tokens.input_ids  # type: ignore[no-any-return]
+
+
+def require(folder: Path, *parts: str) -> None:
+    """Raise ``UserError`` where files of these parts are missing."""
+    missing = [name for part in parts for name in _FILES[part] if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"the base model folder {folder} lacks {', '.join(missing)}; {_SOURCE}")
+
+
+def _load[Settings](
+    folder: Path,
+    kind: type[Settings],
+    make: Callable[[Mapping[str, Any]], nn.Module],
+    rename: Callable[[str], str | None] = str,
+    *,
+    file: str = "diffusion_pytorch_model.safetensors",
+) -> nn.Module:
+    """A part of the folder. Of its settings those are used that ``kind`` knows, the others are as Stable Diffusion's.
+
+    ``rename`` gives the names of today; None for tensors that are not needed.
+    """
+    values = read_json(folder / "config.json")
+    known = parse(kind, {field.name: values[field.name] for field in fields(kind) if field.name in values}, folder)  # type: ignore[arg-type]  # a dataclass
+    renamed = ((rename(name), tensor) for name, tensor in read_tensors(folder / file)[0].items())
+    tensors = {name: tensor for name, tensor in renamed if name is not None}
+    return build(lambda: make(asdict(known)), tensors, folder / file, f"the {folder.name} of Stable Diffusion")  # type: ignore[call-overload]  # a dataclass
+
+
+def _modern_attention(name: str) -> str:
+    """The autoencoder was published when diffusers named its attention layers otherwise."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+    return name
+
+
+def _text_names(name: str) -> str | None:
+    return None if name.endswith("position_ids") else name.removeprefix("text_model.")

@@ -1,0 +1,161 @@
+"""UltraVSR on disk: the released checkpoint, which completes Stable Diffusion, and our own compact networks."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from vsvsr.errors import UserError, shown
+from vsvsr.models.common.loading import Loaded, build, parse, read_settings, save_tensors
+from vsvsr.models.ultra.base import UNetSettings, VAESettings, load_base, require
+from vsvsr.models.ultra.lora import Layer, factor_shapes, merge
+from vsvsr.models.ultra.network import FULL, SCALE, UltraConfig, UltraVSR
+from vsvsr.models.ultra.network import build as build_ultra
+from vsvsr.weights import read_checkpoint, read_tensors, state_dict
+
+_SOURCE = "the authors link it at github.com/yongliuy/UltraVSR (model_UltraVSR.pkl)"
+_MODULES = {
+    "unet_lora_encoder_modules": ("rank_unet", "default_encoder"),
+    "unet_lora_decoder_modules": ("rank_unet", "default_decoder"),
+    "unet_lora_others_modules": ("rank_unet", "default_others"),
+    "vae_lora_modules": ("rank_vae", "default_encoder"),
+}
+"""Entries of the released checkpoint that list adapted layers: with the rank of the adapter, and its name."""
+
+
+def load(path: Path, base: Path | None = None) -> Loaded[UltraVSR]:
+    """The network of a file.
+
+    Args:
+        path: a ``.safetensors`` file by `save`, or the authors' checkpoint.
+        base: folder of Stable Diffusion 2.1-base, which the authors' checkpoint completes.
+
+    Raises:
+        UserError: something is missing, damaged, or does not fit.
+    """
+    if path.suffix == ".safetensors":
+        return load_compact(path)
+    if base is None:
+        raise UserError(f"weights file {path} completes Stable Diffusion 2.1-base; give the folder of that as well")
+    return load_released(path, base)
+
+
+def load_released(path: Path, base: Path, config: UltraConfig = FULL) -> Loaded[UltraVSR]:
+    """The released network, adapters merged. Of ``config`` the sizes of the temporal shift modules are used."""
+    require(base, "unet", "vae", "scheduler")
+    state = _read_released(path)
+    unet, vae = load_base(base)
+    try:
+        network = UltraVSR(unet, vae, config)
+    except ValueError as error:
+        raise UserError(f"{base} is not Stable Diffusion 2.1-base: {error}") from error
+    apply_checkpoint(network, state)
+    return Loaded(network.eval().requires_grad_(False), SCALE)
+
+
+def _read_released(path: Path) -> dict[str, Any]:
+    """The entries of the authors' file that are used, each of its right type."""
+    try:
+        content = read_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"{error}; {_SOURCE}") from error
+    state: dict[str, Any] = {
+        name: state_dict(_entry(content, name), path) for name in ("state_dict_unet", "state_dict_vae")
+    }
+    for modules, (rank, _) in _MODULES.items():
+        state |= {rank: _entry(content, rank), modules: _entry(content, modules)}
+        listed = isinstance(state[modules], list) and all(isinstance(name, str) for name in state[modules])
+        if not listed or type(state[rank]) is not int:
+            raise UserError(f"weights file {path}: {modules} or {rank} is no list of names or no number; {_SOURCE}")
+    return state
+
+
+def apply_checkpoint(network: UltraVSR, state: dict[str, Any]) -> None:
+    """Load temporal shift modules and merge adapters from the released layout into ``network``.
+
+    Args:
+        network: with the base model's weights.
+        state: ``rank_unet``, ``rank_vae``, lists of adapted modules, ``state_dict_unet``, ``state_dict_vae``.
+
+    Raises:
+        UserError: an entry is missing, has another shape than the rank says, or is unknown.
+    """
+    unet, vae = _Entries(state, "state_dict_unet"), _Entries(state, "state_dict_vae")
+    if "conv_in" in _entry(state, "unet_lora_encoder_modules"):
+        # The base weight of this layer was trained too, and lies under its adapter.
+        for name, parameter in network.unet.conv_in.named_parameters():
+            parameter.data.copy_(unet.pop(f"conv_in.base_layer.{name}", tuple(parameter.shape)))
+    for modules, (rank, adapter) in _MODULES.items():
+        entries, part = (vae, network.vae) if rank == "rank_vae" else (unet, network.unet)
+        for module in _entry(state, modules):
+            _merge_adapter(part, module, adapter, _entry(state, rank), entries)
+    for entries, rts, prefix in (
+        (unet, network.unet_down_rts, "video_down_RTS_blocks"),
+        (unet, network.unet_up_rts, "video_up_RTS_blocks"),
+        (vae, network.decoder_up_rts, "decoder.video_up_RTS_blocks"),
+    ):
+        for name, parameter in rts.named_parameters():
+            parameter.data.copy_(entries.pop(f"{prefix}.{name}", tuple(parameter.shape)))
+    unet.done()
+    vae.done()
+
+
+class _Entries:
+    """Tensors of a state dict, each of which must be used exactly once."""
+
+    def __init__(self, state: dict[str, Any], name: str) -> None:
+        self._name = name
+        self._tensors: dict[str, Tensor] = dict(_entry(state, name))
+
+    def pop(self, key: str, shape: tuple[int, ...]) -> Tensor:
+        if key not in self._tensors:
+            raise UserError(f"the checkpoint lacks {key} in {self._name}; {_SOURCE}")
+        tensor = self._tensors.pop(key)
+        if tuple(tensor.shape) != shape:
+            raise UserError(f"{shown(key)} in the checkpoint has shape {tuple(tensor.shape)}; {shape} is expected")
+        return tensor
+
+    def done(self) -> None:
+        if self._tensors:
+            some = ", ".join(sorted(self._tensors)[:3])
+            raise UserError(f"{len(self._tensors)} unknown entries in {self._name} of the checkpoint: {shown(some)}")
+
+
+def _entry(state: Mapping[str, Any], key: str) -> Any:
+    if key not in state:
+        raise UserError(f"the checkpoint lacks {key}; {_SOURCE}")
+    return state[key]
+
+
+def _merge_adapter(network: nn.Module, name: str, adapter: str, rank: int, entries: _Entries) -> None:
+    try:
+        layer = network.get_submodule(name)
+    except AttributeError:
+        layer = None
+    if not isinstance(layer, Layer):
+        raise UserError(
+            f"the checkpoint adapts {shown(name)}, which the base model lacks; use Stable Diffusion 2.1-base"
+        )
+    a, b = (
+        entries.pop(f"{name}.lora_{letter}.{adapter}.weight", shape)
+        for letter, shape in zip("AB", factor_shapes(layer, rank), strict=True)
+    )
+    merge(layer, a, b)
+
+
+def save(network: UltraVSR, config: UltraConfig, path: Path, metadata: dict[str, str]) -> None:
+    """Write a network of our own with its configuration and ``metadata`` (recipe, data, numbers) in one move."""
+    save_tensors(network, path, {**metadata, "config": json.dumps(asdict(config))})
+
+
+def load_compact(path: Path) -> Loaded[UltraVSR]:
+    """The network that `save` wrote."""
+    tensors, metadata = read_tensors(path)
+    config = parse(UltraConfig, read_settings(metadata, path), path)
+    unet, vae = parse(UNetSettings, config.unet, path), parse(VAESettings, config.vae, path)
+    config = replace(config, unet=asdict(unet), vae=asdict(vae))
+    return Loaded(build(partial(build_ultra, config), tensors, path, "UltraVSR"), SCALE)
