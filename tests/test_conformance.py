@@ -239,6 +239,8 @@ def test_samples_that_are_not_finite_count_as_0_or_the_bounds_and_touch_nothing_
         with absurd.get_frame(n) as frame, bounded.get_frame(n) as expected:
             assert np.isfinite(planes(frame)).all()
             assert digest(frame) == digest(expected)
+            assert frame.props.get("VSVSRNonFinite", 0) == (n == 3)
+            assert "VSVSRNonFinite" not in expected.props
             assert n != 3 or digest(frame) != reference[n]
     assert same(play(absurd, range(cut, cut + 3)), reference)
 

@@ -432,14 +432,14 @@ class TestFilterInstance:
 
     def test_a_frame_that_runs_out_of_memory_is_tried_again_with_less_kept(self, emptied: list[str]) -> None:
         instance = FilterInstance(FilterSession(Hungry(1, emptied), CPU, 4), CLIP)
-        assert instance.render(0, ()) == 0
+        assert instance.render(0, ()) == []
         assert emptied == ["shrunk", "vsvsr cpu"]
 
     def test_memory_that_stays_too_small_is_one_clear_error_and_the_filter_lives(self, emptied: list[str]) -> None:
         instance = FilterInstance(FilterSession(Hungry(2, []), CPU, 4), CLIP)
         with pytest.raises(UserError, match="the device's memory is used up; give smaller tiles or caches"):
             instance.render(0, ())
-        assert instance.render(0, ()) == 0
+        assert instance.render(0, ()) == []
 
     def test_a_filter_is_freed_on_the_device_thread_and_its_memory_returned_there(self, emptied: list[str]) -> None:
         # Its own device thread: filters of other tests may be freed meanwhile, on theirs.

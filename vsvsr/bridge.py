@@ -48,11 +48,15 @@ class FilterInstance:
         }
         return self._run(lambda: self._session.advance(n, wanted, sources))
 
-    def render(self, n: int, places: Places) -> int:
-        """Write frame ``n``; returns 1 when it is approximate."""
+    def render(self, n: int, places: Places) -> list[str]:
+        """Write frame ``n``. Returns the properties that mark it: ``VSVSRApproximate`` where a preview made it,
+        ``VSVSRNonFinite`` where samples of source frame ``n`` were NaN or infinite.
+        """
         height, width = self._clip.height * self._scale, self._clip.width * self._scale
         output = Output(Planes(height, width, self._dtype, places))
-        return int(self._run(lambda: self._session.render(n, output)))
+        approximate = self._run(lambda: self._session.render(n, output))
+        marks = {"VSVSRApproximate": approximate, "VSVSRNonFinite": output.non_finite}
+        return [name for name, applies in marks.items() if applies]
 
     def failed(self, frames: list[int]) -> None:
         """One of these frames of the source could not be had."""

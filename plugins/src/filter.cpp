@@ -85,7 +85,7 @@ public:
     }
 
     std::vector<int> advance(int n, const std::map<int, const VSFrame *> &sources);
-    bool render(int n, VSFrame *target);
+    std::vector<std::string> render(int n, VSFrame *target);
     void failed(const std::vector<int> &frames);
     std::vector<std::pair<std::string, std::int64_t>> counters();
 
@@ -178,13 +178,17 @@ std::vector<int> Instance::advance(int n, const std::map<int, const VSFrame *> &
     return python::toIntegers(python::callMethod(session_.get(), "advance", std::move(arguments)));
 }
 
-bool Instance::render(int n, VSFrame *target) {
+// Names of the properties that mark the frame.
+std::vector<std::string> Instance::render(int n, VSFrame *target) {
     const std::vector<python::Plane> planes = planesOf(target, &VSAPI::getWritePtr);
     const python::Lock lock;
     std::vector<Ref> arguments;
     arguments.push_back(python::integer(n));
     arguments.push_back(python::planes(planes));
-    return python::toInteger(python::callMethod(session_.get(), "render", std::move(arguments))) != 0;
+    std::vector<std::string> marks;
+    for (const Ref &mark : python::toVector(python::callMethod(session_.get(), "render", std::move(arguments))))
+        marks.push_back(python::toText(mark));
+    return marks;
 }
 
 void Instance::failed(const std::vector<int> &frames) {
@@ -265,14 +269,13 @@ const VSFrame *Inner::finish(int n, VSCore *core) const {
     VSFrame *target = vsapi->newVideoFrame(&output.format, output.width, output.height, source, core);
     vsapi->freeFrame(source);
     try {
-        const bool approximate = instance->render(n, target);
+        const std::vector<std::string> marks = instance->render(n, target);
         VSMap *props = vsapi->getFramePropertiesRW(target);
         vsapi->mapSetInt(props, "_Matrix", 0, maReplace);
         vsapi->mapSetInt(props, "_Range", 1, maReplace);
-        if (approximate)
-            vsapi->mapSetInt(props, "VSVSRApproximate", 1, maReplace);
-        else
-            vsapi->mapDeleteKey(props, "VSVSRApproximate");
+        vsapi->mapDeleteKey(props, "VSVSRApproximate");
+        for (const std::string &mark : marks)
+            vsapi->mapSetInt(props, mark.c_str(), 1, maReplace);
     } catch (...) {
         vsapi->freeFrame(target);
         throw;
