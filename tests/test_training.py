@@ -264,6 +264,21 @@ def run_ffmpeg(arguments: list[str]) -> None:
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments], check=True)
 
 
+def test_settings_of_a_build_that_are_not_possible_are_refused_in_one_line(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, message in (
+        (["--size", "100", "128"], "--size 100 128 is not possible; allowed: multiples of 16"),
+        (["--size", "96", "128", "--noisy-share", "33"], "--noisy-share 33.0 is not possible; allowed: 0 to 1"),
+    ):
+        assert main(["build", str(sources), str(tmp_path / "clips"), *options]) == 1
+        assert capsys.readouterr().err == f"error: {message}\n"
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs/broken.jpg").write_bytes(b"no picture")
+    assert main(["build", str(tmp_path / "photographs"), str(tmp_path / "clips")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/photographs/broken.jpg is no picture that can be read\n"
+
+
 def test_a_folder_without_pictures_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no pictures or videos below"):
         build_dataset(tmp_path, tmp_path / "out", DATA)
@@ -484,16 +499,13 @@ def test_a_resumed_adversarial_run_ends_with_the_weights_of_an_uninterrupted_one
 
 def test_the_discriminator_learns_to_tell_pictures_from_truth(data: Path, tmp_path: Path) -> None:
     training, adversary = adversarial(data, tmp_path)
-    chunk = next(training.stretches(0))
-    made = chunk.truth + 0.2 * torch.randn(chunk.truth.shape)
-    losses = [adversary.train(made, chunk.truth)["discriminator"] for _ in range(40)]
+    batch = next(training.stretches(0))
+    real = Chunk(pictures=batch.truth, truth=batch.truth, flows=batch.flows, targets={})
+    made = dataclasses.replace(real, pictures=batch.truth + 0.2 * torch.randn(batch.truth.shape))
+    losses = [adversary.train(made)["discriminator"] for _ in range(40)]
     assert losses[0] == pytest.approx(2 * np.log(2), abs=0.3)
     assert losses[-1] < 0.7 * losses[0]
-    of_made, of_truth = (
-        training.losses(Chunk(pictures=pictures, truth=chunk.truth, flows=chunk.flows, targets={}))
-        for pictures in (made, chunk.truth)
-    )
-    assert float(of_made["gan"]) > float(of_truth["gan"])
+    assert float(training.losses(made)["gan"]) > float(training.losses(real)["gan"])
     assert all(parameter.requires_grad for parameter in adversary.discriminator.parameters())
 
 

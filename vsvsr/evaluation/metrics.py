@@ -1,4 +1,4 @@
-"""Full-reference metrics on 8-bit pictures: PSNR, SSIM, temporal steadiness."""
+"""Full-reference metrics on 8-bit pictures: PSNR, SSIM, flicker."""
 
 import torch
 import torch.nn.functional as F

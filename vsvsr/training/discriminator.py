@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from vsvsr.training.harness import Optimiser, Processes
+from vsvsr.training.recurrent import Chunk
 
 
 class UNetDiscriminator(nn.Module):
@@ -68,9 +69,9 @@ class Adversary:
         self.discriminator.requires_grad_(True)
         return loss
 
-    def train(self, pictures: Tensor, truth: Tensor) -> dict[str, float]:
+    def train(self, chunk: Chunk) -> dict[str, float]:
         """One update: the truth is real, the pictures are not."""
-        loss = self._judge(truth, real=True) + self._judge(pictures, real=False)
+        loss = self._judge(chunk.truth, real=True) + self._judge(chunk.pictures, real=False)
         self._optimiser.step(loss)
         return {"discriminator": float(loss.detach())}
 

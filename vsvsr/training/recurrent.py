@@ -66,8 +66,8 @@ Losses = Callable[[Chunk], dict[str, Tensor]]
 class Opponent(Protocol):
     """What else learns from the pictures: a discriminator."""
 
-    def train(self, pictures: Tensor, truth: Tensor) -> dict[str, float]:
-        """An update after each of the network's; losses by name."""
+    def train(self, chunk: Chunk) -> dict[str, float]:
+        """An update after each of the network's, on pictures without gradient; losses by name."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -157,7 +157,7 @@ class RecurrentTraining:
                 break
             self.averaged.update(step)
             if self.opponent is not None:
-                rows[-1].update(self.opponent.train(chunk.pictures.detach(), chunk.truth))
+                rows[-1].update(self.opponent.train(replace(chunk, pictures=chunk.pictures.detach())))
             hidden = hidden.detach()
         return means(rows)
 

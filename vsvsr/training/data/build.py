@@ -67,6 +67,7 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
     Each is a folder with ``gt.npy`` ``(t, h, w, 3)`` and ``lr.npy`` (uint8), ``clip.json`` (scale, family and
     parameters of the degradation), and for synthetic clips ``motion.npy``, the true flow.
     """
+    _check(config)
     pictures, videos = find_sources(sources)
     photographs = [load_photograph(path, config.size) for path in pictures]
     target.mkdir(parents=True, exist_ok=True)
@@ -99,6 +100,17 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
         partial = folder / "clip.json.partial"
         partial.write_text(json.dumps(settings))
         partial.replace(folder / "clip.json")
+
+
+def _check(config: DatasetConfig) -> None:
+    multiple = 4 * config.scale
+    if any(side % multiple for side in config.size):
+        height, width = config.size
+        raise UserError(f"--size {height} {width} is not possible; allowed: multiples of {multiple}")
+    for name in ("video_share", "noisy_share", "interlaced_share", "recompressed_share"):
+        share = getattr(config, name)
+        if not 0 <= share <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {share} is not possible; allowed: 0 to 1")
 
 
 def _draw_degradation(rng: np.random.Generator, config: DatasetConfig, index: int) -> tuple[str, Degradation, int]:

@@ -38,8 +38,11 @@ def load_photograph(path: Path, size: tuple[int, int]) -> np.ndarray:
 
     A picture smaller than ``size`` is enlarged to it.
     """
-    with Image.open(path) as opened:
-        image = opened.convert("RGB")
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except OSError:
+        raise UserError(f"{path} is no picture that can be read") from None
     while min(image.size) >= 1400:
         image = image.reduce(2)
     enlarge = max(size[0] / image.height, size[1] / image.width)
