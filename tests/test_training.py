@@ -30,6 +30,7 @@ from vsvsr.training.data.build import DatasetConfig, build_dataset
 from vsvsr.training.data.clips import Clips, Crops, write_flows
 from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, downsample, noise_field
 from vsvsr.training.data.motion import synthetic_clip
+from vsvsr.training.data.pictures import find_sources
 from vsvsr.training.discriminator import Adversary, UNetDiscriminator
 from vsvsr.training.harness import Optimiser, Processes, RunFolder, train
 from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
@@ -125,6 +126,36 @@ def test_clips_are_cut_from_real_videos(sources: Path, tmp_path: Path) -> None:
     video = np.stack(list(Pictures(open_video(folder / "pan.mkv").clip)))
     pieces = np.lib.stride_tricks.sliding_window_view(video[..., 0], (6, 96, 128))[..., ::24, ::32]
     assert (pieces == truth[:, ::24, ::32, 0]).all((-3, -2, -1)).sum() == 1
+
+
+def test_folders_of_numbered_pictures_are_cut_as_videos_are(sources: Path, tmp_path: Path) -> None:
+    wide = np.asarray(Image.open(sources / "0.png"))
+    folder = tmp_path / "sequences/000"
+    folder.mkdir(parents=True)
+    for i in range(8):
+        Image.fromarray(wide[:160, 8 * i : 8 * i + 200]).save(folder / f"{i:08d}.png")
+    build_dataset(tmp_path / "sequences", tmp_path / "data", dataclasses.replace(DATA, clips=2))
+    for clip in ("00000", "00001"):
+        truth = np.load(tmp_path / "data" / clip / "gt.npy")
+        assert not (tmp_path / "data" / clip / "motion.npy").exists()
+        # Six frames of eight, each eight pixels further.
+        pieces = np.lib.stride_tricks.sliding_window_view(wide, (96, 128, 3))[:, :, 0, ::24, ::32]
+        places = [np.argwhere((pieces == frame[::24, ::32]).all((-3, -2, -1))) for frame in truth]
+        assert [len(place) for place in places] == [1] * 6
+        assert np.diff(np.concatenate(places), axis=0).tolist() == [[0, 8]] * 5
+
+
+def test_photographs_of_several_sizes_or_with_gaps_in_their_numbers_are_no_sequence(tmp_path: Path) -> None:
+    sizes = {"a": [(20, 30)] * 7, "b": [(20, 30)] * 6 + [(30, 20)], "c": [(20, 30)] * 7, "d": [(20, 30)] * 6}
+    for name, group in sizes.items():
+        (tmp_path / name).mkdir()
+        for i, size in enumerate(group):
+            number = i + (name == "c" and i > 3)
+            Image.new("RGB", size).save(tmp_path / name / f"im{number}.png")
+    photographs, videos = find_sources(tmp_path)
+    assert videos == [tmp_path / "a"]
+    assert {path.parent.name for path in photographs} == {"b", "c", "d"}
+    assert len(photographs) == 20
 
 
 def test_a_video_that_is_too_short_is_refused_by_name(sources: Path, tmp_path: Path) -> None:
@@ -403,7 +434,7 @@ def test_the_loss_on_flicker_is_for_errors_that_come_and_go_and_not_for_those_th
     standing = pattern[:, None, ..., :64].expand(1, 4, 3, 64, 64)
 
     def losses(error: Tensor, weight: float = 2.0) -> dict[str, Tensor]:
-        chunk = Chunk(pictures=truth + error, truth=truth, flows=flows, targets={})
+        chunk = Chunk(pictures=truth + error, truth=truth, flows=flows, targets={}, families=())
         return fastreal.losses(chunk, settings(data, tmp_path, steps=1, temporal_consistency=weight))
 
     along, against, twice = (float(losses(error)["temporal_consistency"]) for error in (moving, standing, 2 * standing))
@@ -500,7 +531,7 @@ def test_a_resumed_adversarial_run_ends_with_the_weights_of_an_uninterrupted_one
 def test_the_discriminator_learns_to_tell_pictures_from_truth(data: Path, tmp_path: Path) -> None:
     training, adversary = adversarial(data, tmp_path)
     batch = next(training.stretches(0))
-    real = Chunk(pictures=batch.truth, truth=batch.truth, flows=batch.flows, targets={})
+    real = Chunk(pictures=batch.truth, truth=batch.truth, flows=batch.flows, targets={}, families=())
     made = dataclasses.replace(real, pictures=batch.truth + 0.2 * torch.randn(batch.truth.shape))
     losses = [adversary.train(made)["discriminator"] for _ in range(40)]
     assert losses[0] == pytest.approx(2 * np.log(2), abs=0.3)
@@ -513,7 +544,9 @@ def test_the_adversarial_loss_reaches_the_network_and_not_the_discriminator(data
     training, adversary = adversarial(data, tmp_path)
     chunk = next(training.stretches(0))
     pictures = (chunk.truth * 0.5).requires_grad_()
-    training.losses(Chunk(pictures=pictures, truth=chunk.truth, flows=chunk.flows, targets={}))["gan"].backward()
+    training.losses(Chunk(pictures=pictures, truth=chunk.truth, flows=chunk.flows, targets={}, families=()))[
+        "gan"
+    ].backward()
     assert pictures.grad is not None
     assert float(pictures.grad.abs().max()) > 0
     assert all(parameter.grad is None for parameter in adversary.discriminator.parameters())

@@ -14,6 +14,9 @@ from vsvsr.training.data.pictures import find_sources, load_photograph
 from vsvsr.training.settings import Option
 from vsvsr.video.source import Pictures, open_video
 
+_FARTHEST = 200
+"""Clips begin in the first frames of a video: those behind have to be decoded too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
@@ -38,7 +41,7 @@ class DatasetConfig:
 class Settings(DatasetConfig):
     """Settings of the command."""
 
-    sources: Annotated[Path, Option("folder of photographs and videos, searched recursively", positional=True)]
+    sources: Annotated[Path, Option("folder of photographs, videos, image sequences", positional=True)]
     target: Annotated[Path, Option("folder of clips; those that are there already are kept", positional=True)]
 
 
@@ -53,9 +56,9 @@ def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> 
     height, width = video.size
     if height < config.size[0] or width < config.size[1]:
         return None
-    first = int(rng.integers(0, 200))
-    if len(video) < first + config.frames:
+    if len(video) < config.frames:
         return None
+    first = int(rng.integers(0, min(_FARTHEST, len(video) - config.frames + 1)))
     frames = np.stack(list(video[first : first + config.frames]))
     top, left = (int(rng.integers(0, side - want + 1)) for side, want in zip((height, width), config.size, strict=True))
     return frames[:, top : top + config.size[0], left : left + config.size[1]]
@@ -107,7 +110,7 @@ def _check(config: DatasetConfig) -> None:
     if any(side % multiple for side in config.size):
         height, width = config.size
         raise UserError(f"--size {height} {width} is not possible; allowed: multiples of {multiple}")
-    for name in ("video_share", "noisy_share", "interlaced_share", "recompressed_share"):
+    for name in ("video_share", "noisy_share", "light_share", "interlaced_share", "recompressed_share"):
         share = getattr(config, name)
         if not 0 <= share <= 1:
             raise UserError(f"--{name.replace('_', '-')} {share} is not possible; allowed: 0 to 1")

@@ -1,4 +1,4 @@
-"""Photographs and videos to make clips of."""
+"""Photographs, videos and image sequences to make clips of."""
 
 from pathlib import Path
 
@@ -6,14 +6,23 @@ import numpy as np
 from PIL import Image
 
 from vsvsr.errors import UserError
+from vsvsr.video.source import image_sequence
 
 _PICTURES = {".jpg", ".jpeg", ".png"}
+_SHORTEST_SEQUENCE = 7
 _VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
 
 
 def find_sources(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Pictures and videos below ``folder``, sorted; `UserError` when there are none."""
+    """Photographs and videos below ``folder``, sorted; `UserError` when there are none.
+
+    A folder of numbered pictures of one size without gaps, at least seven, is a video, as in REDS
+    (``000/00000000.png``, ...) and Vimeo-90K (``00001/0001/im1.png``, ...).
+    """
     pictures, videos = _files(folder, _PICTURES), _files(folder, _VIDEOS)
+    sequences = {path for path in {picture.parent for picture in pictures} if _is_sequence(path)}
+    pictures = [picture for picture in pictures if picture.parent not in sequences]
+    videos = sorted([*videos, *sequences])
     if not pictures and not videos:
         raise UserError(
             f"no pictures or videos below {folder}; give a folder with jpg, jpeg, png, mp4, mkv, webm, mov or avi"
@@ -27,6 +36,22 @@ def find_pictures(folder: Path) -> list[Path]:
     if not pictures:
         raise UserError(f"no pictures below {folder}; give a folder with jpg, jpeg or png")
     return pictures
+
+
+def _is_sequence(folder: Path) -> bool:
+    try:
+        pictures = image_sequence(folder)
+    except UserError:
+        return False
+    return len(pictures) >= _SHORTEST_SEQUENCE and len({_size(path) for path in pictures}) == 1
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as opened:
+            return opened.size
+    except OSError:
+        raise UserError(f"{path} is no picture that can be read") from None
 
 
 def _files(folder: Path, suffixes: set[str]) -> list[Path]:
