@@ -210,7 +210,7 @@ def test_prior_processing_changes_the_degraded_clip_and_nothing_else(sources: Pa
 def test_a_share_of_noisy_captures_leaves_the_truth_and_the_other_clips_as_they_were(
     sources: Path, data: Path, tmp_path: Path
 ) -> None:
-    more = dataclasses.replace(DATA, clips=6)
+    more = dataclasses.replace(DATA, clips=6, frames=2)
     build_dataset(sources, tmp_path / "none", more)
     build_dataset(sources, tmp_path / "some", dataclasses.replace(more, noisy_share=0.33))
     noisy = 0
@@ -480,7 +480,7 @@ def test_several_processes_train_like_one(data: Path, tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     weights = load_fastreal(tmp_path / "two/last.safetensors").network.state_dict()
     for name, value in averaged.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-6, msg=name)
