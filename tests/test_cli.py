@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -175,26 +174,10 @@ def test_aspect_ratio_is_kept(tmp_path: Path, tiny_fastreal: Path, monkeypatch: 
     assert (props["_SARNum"], props["_SARDen"]) == (16, 11)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_leaves_nothing_behind(tmp_path: Path, tiny_fastreal: Path, sent: signal.Signals) -> None:
-    source = small(tmp_path / "in.mp4", vf="scale=160:90", frames=100)
-    folder = tmp_path / "out"
-    folder.mkdir()
-    arguments = ["upscale", source, folder / "out.mp4", "--model-path", tiny_fastreal]
-    process = subprocess.Popen([sys.executable, "-m", "vsvsr.cli", *arguments], stderr=subprocess.PIPE, text=True)
-    while not any(folder.iterdir()):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(sent)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "vsvsr: interrupted\n")
-    assert list(folder.iterdir()) == []
-
-
 def test_an_interruption_while_a_file_is_indexed_is_obeyed_at_once(tmp_path: Path) -> None:
     source = tmp_path / "in.mp4"
     ffmpeg("-stream_loop", "19", "-i", clip_path("bigbuckbunny.mp4"), "-c", "copy", source)
-    command = [sys.executable, "-m", "vsvsr.cli", "upscale", source, tmp_path / "out.mp4"]
+    command = [sys.executable, "-m", "vsvsr", "upscale", source, tmp_path / "out.mp4"]
     shown = {**os.environ, "FORCE_COLOR": "1"}  # rich shows progress as on a terminal
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=shown)
     assert process.stderr is not None
@@ -322,7 +305,7 @@ def test_the_doctor_names_what_is_broken_and_what_mends_it(tmp_path: Path) -> No
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.99: no such file')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "vsvsr.cli", "doctor"]
+    command = [sys.executable, "-m", "vsvsr", "doctor"]
     told = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert told.returncode == 1
     lines = [line.split(maxsplit=1) for line in told.stdout.splitlines()]

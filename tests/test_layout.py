@@ -11,6 +11,7 @@ KERNELS = PACKAGE.parent / "triton_kernels"
 
 # A room imports from itself and from rooms further down.
 ROOMS = (
+    "__main__",
     "__init__",
     "cli",
     "jobs",
@@ -25,6 +26,7 @@ ROOMS = (
     "weights",
     "ops",
     "triton_kernels",
+    "files",
     "errors",
 )
 

@@ -222,4 +222,4 @@ def test_the_command_prints_the_path_alone(cache: Path, address: str, monkeypatc
     (cache / "Small.pth").write_bytes(b"")
     broken = run(app, ["verify", "Small"])
     assert broken.exit_code == 1
-    assert broken.stderr.startswith("weights Small are damaged")
+    assert str(broken.exception).startswith("weights Small are damaged")

@@ -26,3 +26,7 @@ def _repr(given: object) -> str:
         return repr(given)
     except ValueError:  # an integer of more digits than Python converts
         return "a number of thousands of digits"
+
+
+class WrongArgumentError(UserError):
+    """The command line itself is wrong: exit code 2."""

@@ -1,24 +1,79 @@
 """``vsvsr ...`` on the command line, for people who write no scripts."""
 
 import os
+import select
 import signal
 import sys
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from io import TextIOWrapper
+from threading import Thread
+from types import FrameType
+
+from vsvsr import files
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as typer and shells have it."""
+"""Exit code after Ctrl-C and other signals that end a program, as shells have it."""
 
 
 def main() -> None:
-    """Run the command line; what goes wrong is one line on stderr and exit code 1, or 2 for a wrong command line."""
+    """Run the command line; what goes wrong is one line on stderr and exit code 1, or 2 for a wrong command line.
+
+    The command runs on a thread of its own: a signal is then noticed at once, whatever the command waits for, and no
+    exception of the signal meets it at a moment at which it cannot clean up.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _stop)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+    outcome: Future[tuple[int, str]] = Future()
+    Thread(target=_run, args=(outcome,), daemon=True).start()
+    while not wait((outcome,), timeout=0.5).done:  # without a timeout Windows notices no Ctrl-C
+        pass
+    code, message = outcome.result()
+    if message:
+        sys.stderr.write(message)
+    sys.exit(code)
+
+
+def _run(outcome: Future[tuple[int, str]]) -> None:
     try:
-        from vsvsr.cli.app import app
+        outcome.set_result(_command())
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+def _command() -> tuple[int, str]:
+    """Exit code and message of the command that the arguments of the process ask for."""
+    try:
+        from vsvsr.cli.app import run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "vsvsr":
             raise
-        sys.exit(f'vsvsr: the command line needs {error.name}; run: pip install "vsvsr[cli]"')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code = app()
-    if code == INTERRUPTED:
-        sys.stderr.flush()
-        os._exit(code)  # VapourSynth may be at work on another thread; taking it down meanwhile would crash
-    sys.exit(code)
+        return 1, f'vsvsr: the command line needs {error.name}; run: pip install "vsvsr[cli]"\n'
+    return run()
+
+
+_stopping = False
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End the process now: stop ffmpeg, remove unfinished files, and leave VapourSynth alone.
+
+    VapourSynth may be at work on another thread; taking it down meanwhile would crash. Nothing here takes a lock that
+    the interrupted main thread may hold.
+    """
+    global _stopping
+    if _stopping:  # a second signal must not wait for locks that the first one's handler holds
+        return
+    _stopping = True
+    files.undo_everything()
+    with suppress(OSError):  # the terminal may be gone
+        terminal = os.isatty(2)
+        if terminal and os.name == "posix" and not select.select([], [2], [], 1.0)[1]:
+            os._exit(INTERRUPTED)  # held, by Ctrl-S: it would take nothing
+        # On a terminal the line of the progress bar is cleared, and the cursor shown again.
+        os.write(2, b"\r\x1b[K\x1b[?25h" * terminal + b"vsvsr: interrupted\n")
+    os._exit(INTERRUPTED)

@@ -4,15 +4,14 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-import vapoursynth as vs
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
 from vsvsr.cli.upscale import upscale_file
+from vsvsr.files import written_whole
 from vsvsr.video.encoder import Encoding
-from vsvsr.video.source import open_video
+from vsvsr.video.source import Pictures, open_video
 
 FILTER = "FastReal"
 _FRAME = 60
@@ -43,7 +42,8 @@ def demo(
             overwrite=True,
             console=Console(stderr=True),
         )
-        before_and_after(source, video).save(picture)
+        with written_whole(picture) as path:
+            before_and_after(source, video).save(path)
     typer.echo(f"video          {video.resolve()}")
     typer.echo(f"before/after   {picture.resolve()}")
 
@@ -63,5 +63,4 @@ def before_and_after(source: Path, upscaled: Path) -> Image.Image:
 
 
 def _picture(path: Path) -> Image.Image:
-    frame = open_video(path, lambda _: None).clip.resize.Point(format=vs.RGB24).get_frame(_FRAME)
-    return Image.fromarray(np.dstack([np.asarray(frame[plane]) for plane in range(3)]))
+    return Image.fromarray(Pictures(open_video(path).clip)[_FRAME])

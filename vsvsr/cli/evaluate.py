@@ -1,5 +1,6 @@
 """``vsvsr evaluate``: how good a clip is, with or without the truth."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from vsvsr.errors import UserError
+from vsvsr.files import written_whole
 from vsvsr.video.source import Pictures, open_video
 
 app = typer.Typer()
@@ -23,11 +26,27 @@ def evaluate(
     sheet: Annotated[Path | None, typer.Option(help="Write crops side by side to this PNG.")] = None,
 ) -> None:
     """PSNR and SSIM (Y and RGB) and flicker against the truth, NIQE without it."""
+    with ExitStack() as outputs:
+        # Opened first: an hour of judging is not lost to a name that cannot be written.
+        csv_path, sheet_path = (
+            outputs.enter_context(written_whole(path)) if path else None for path in (per_frame, sheet)
+        )
+        _evaluate(clip, truth, source, frames, csv_path, sheet_path)
+
+
+def _evaluate(
+    clip: Path, truth: Path | None, source: Path | None, frames: int, csv_path: Path | None, sheet_path: Path | None
+) -> None:
     from vsvsr.evaluation import compare
     from vsvsr.models.fastreal.flow import LightFlow
 
     judged = _open(clip, frames)
     size = judged.size
+    small_picture = min(size) < 192
+    if truth is None and small_picture:
+        raise UserError(
+            f"{clip} is {size[1]}x{size[0]}: without a truth only NIQE can be told, and that needs at least 192x192"
+        )
     clips: dict[str, compare.Clip] = {clip.stem: compare.EightBitClip(judged)}
     if source is not None:
         small = _open(source, frames)
@@ -41,18 +60,17 @@ def evaluate(
             scores = compare.score(pictures, reference, LightFlow().requires_grad_(False))
             cells = [f"{scores.psnr_y:.2f}", f"{scores.psnr_rgb:.2f}", f"{scores.ssim_y:.4f}"]
             cells += [f"{scores.ssim_rgb:.4f}", f"{scores.flicker:.3f}"]
-        small_picture = min(size) < 192
         table.add_row(name, *cells, "" if small_picture else f"{compare.mean_niqe(pictures):.3f}")
     Console().print(table)
-    if per_frame is not None:
-        compare.write_frame_scores(per_frame, clips, reference)
-    if sheet is not None:
+    if csv_path is not None:
+        compare.write_frame_scores(csv_path, clips, reference)
+    if sheet_path is not None:
         if reference is not None:
             clips["truth"] = reference
         height, width = min(size[0], 240), min(size[1], 320)
         crop = ((size[1] - width) // 2, (size[0] - height) // 2, width, height)
         length = len(judged)
-        compare.sheet(clips, frames=sorted({0, length // 2, length - 1}), crop=crop).save(sheet)
+        compare.sheet(clips, frames=sorted({0, length // 2, length - 1}), crop=crop).save(sheet_path, "PNG")
 
 
 def _open(path: Path, frames: int) -> Pictures:

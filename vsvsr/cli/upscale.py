@@ -1,9 +1,8 @@
 """``vsvsr upscale``: a video file in, a larger one out."""
 
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +13,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vsvsr.errors import UserError
+from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.filters.apply import apply
 from vsvsr.filters.arguments import Argument
 from vsvsr.filters.generate import own_arguments
 from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.settings import RecurrentSettings, SharedSettings
-from vsvsr.video.encoder import Encoding, encode
-from vsvsr.video.source import Video, from_rgb, open_video
+from vsvsr.video.encoder import Encoding
+from vsvsr.video.film import process_film
 
 _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
     bool: (int, "a whole number"),
@@ -33,6 +32,9 @@ _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
 
 _OPTIONS = ("model", "model_path", "device_index", "tile")
 """Arguments of every filter that have an option of their own."""
+
+LINE_SECONDS = 15.0
+"""Time between two lines of progress where there is no terminal."""
 
 app = typer.Typer()
 
@@ -59,14 +61,17 @@ def _filter_help() -> str:
     return "\n\n".join(paragraphs)
 
 
-class WrongArgumentError(UserError):
-    """The command line itself is wrong: exit code 2."""
-
-
 @app.command(epilog=_filter_help())
 def upscale(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Any video that ffmpeg reads.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; its ending chooses the container.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Any video that ffmpeg reads, or a folder of numbered pictures.")
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="The file to write; its ending chooses the container. frame_%04d.png writes pictures."
+        ),
+    ],
     *,
     filter_name: Annotated[str, typer.Option("--filter", help="Filter of core.vsvsr.")] = "FastReal",
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
@@ -80,7 +85,9 @@ def upscale(
     ] = None,
     start: Annotated[int, typer.Option(min=0, help="First frame to write.")] = 0,
     end: Annotated[int | None, typer.Option(min=1, help="Frame to stop before.")] = None,
-    encoder: Annotated[str, typer.Option(help="Video encoder of ffmpeg.")] = "libx264",
+    encoder: Annotated[
+        str | None, typer.Option(help="Video encoder of ffmpeg; by default one that OUT can hold, mostly libx264.")
+    ] = None,
     crf: Annotated[int, typer.Option(min=0, max=63, help="Quality for lib* encoders, lower is better.")] = 18,
     encoder_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another ffmpeg output option, e.g. preset=slow.")
@@ -105,7 +112,7 @@ def upscale(
 
 
 def upscale_file(
-    source_path: Path,
+    source: Path,
     target: Path,
     *,
     filter_name: str,
@@ -116,7 +123,7 @@ def upscale_file(
     overwrite: bool,
     console: Console,
 ) -> None:
-    """Upscale ``source_path`` into ``target``, with progress on ``console``.
+    """Upscale ``source`` into ``target``, with progress on ``console``.
 
     Args:
         arguments: ``key=value`` pairs for the filter.
@@ -128,46 +135,59 @@ def upscale_file(
     """
     _check_filter(filter_name)
     values = parse_arguments(filter_name, arguments)
-    _check_files(source_path, target, overwrite)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+
+    def change(clip: vs.VideoNode) -> vs.VideoNode:
+        return apply(filter_name, clip.resize.Point(format=vs.RGBH) if half else clip, values)
+
     begun = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("indexing", total=100)
-        source = _interruptible(lambda: open_video(source_path, lambda percent: bar.update(task, completed=percent)))
-        clip = _interruptible(lambda: _upscaled(source, filter_name, values, half))
-        first, last, _ = frames.indices(clip.num_frames)
-        if first >= last:
-            raise WrongArgumentError(f"frames {first} to {last}: {source_path} has {clip.num_frames}")
-        clip = clip[first:last]
-        bar.reset(task, description=filter_name, total=clip.num_frames)
-        with encode(clip, source, source_path, target, first=first, encoding=encoding) as write:
-            try:
-                for frame in clip.frames(close=True):
-                    write(frame)
-                    bar.advance(task)
-            except vs.Error as error:
-                raise UserError(_first_line(error)) from None
+    with _progress(filter_name, target, console) as (on_index, on_frame):
+        film = process_film(
+            source,
+            target,
+            change,
+            frames=frames,
+            encoding=encoding,
+            overwrite=overwrite,
+            on_index=on_index,
+            on_frame=on_frame,
+        )
     seconds = time.monotonic() - begun
-    rate = clip.num_frames / seconds
     console.print(
-        f"{target}: {clip.num_frames} frames of {clip.width}x{clip.height} in {seconds:.1f} s, {rate:.2f} fps",
+        f"{target}: {film.frames} frames of {film.width}x{film.height} in {seconds:.1f} s, "
+        f"{film.frames / seconds:.2f} fps",
         highlight=False,
         soft_wrap=True,
+        markup=False,
     )
 
 
-def _interruptible[T](work: Callable[[], T]) -> T:
-    """The result of ``work``, done on another thread, because VapourSynth loses a Ctrl-C that it meets on its own."""
-    result: Future[T] = Future()
+@contextmanager
+def _progress(
+    filter_name: str, target: Path, console: Console
+) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
+    """What hears of indexing and of frames: a bar on a terminal, elsewhere a line from time to time."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("indexing", total=100)
+        shown = time.monotonic()
 
-    def run() -> None:
-        try:
-            result.set_result(work())
-        except BaseException as error:
-            result.set_exception(error)
+        def show(text: str) -> None:
+            nonlocal shown
+            if not console.is_terminal and time.monotonic() - shown >= LINE_SECONDS:
+                shown = time.monotonic()
+                console.print(f"{target}: {text}", highlight=False, soft_wrap=True, markup=False)
 
-    threading.Thread(target=run, daemon=True).start()
-    return result.result()
+        def on_index(percent: int) -> None:
+            bar.update(task, completed=percent)
+            show(f"indexing, {percent} %")
+
+        def on_frame(done: int, total: int) -> None:
+            if done == 0:
+                bar.reset(task, description=filter_name, total=total)
+            bar.update(task, completed=done)
+            show(f"{done} of {total} frames")
+
+        yield on_index, on_frame
 
 
 def parse_arguments(filter_name: str, pairs: list[str]) -> dict[str, object]:
@@ -207,29 +227,6 @@ def _check_filter(name: str) -> None:
         raise UserError("the VapourSynth plugin is not loaded; vsvsr doctor says why")
     if name not in FILTERS:
         raise WrongArgumentError(f"--filter {name}: the filters are {', '.join(FILTERS)}")
-
-
-def _check_files(source: Path, target: Path, overwrite: bool) -> None:
-    if not source.is_file():
-        raise UserError(f"{source} is not a file")
-    if not target.parent.is_dir():
-        raise UserError(f"{target}: there is no folder {target.parent}")
-    if target.exists() and target.samefile(source):
-        raise UserError(f"{target} is the input; choose another name")
-    if target.exists() and not overwrite:
-        raise UserError(f"{target} exists; choose another name or give --overwrite")
-
-
-def _upscaled(source: Video, filter_name: str, values: dict[str, object], half: bool) -> vs.VideoNode:
-    clip = source.clip.resize.Point(format=vs.RGBH) if half else source.clip
-    try:
-        return from_rgb(apply(filter_name, clip, values), source)
-    except vs.Error as error:
-        raise UserError(_first_line(error)) from None
-
-
-def _first_line(error: vs.Error) -> str:
-    return str(error).splitlines()[0]
 
 
 class _Rate(ProgressColumn):

@@ -1,7 +1,5 @@
 """``vsvsr weights``: look at, install and check published weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,31 +9,25 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.table import Table
 
 from vsvsr import weights
-from vsvsr.errors import UserError
 
 app = typer.Typer(help="Look at, install and check published weights.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name that `vsvsr weights list` shows.")]
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
-
-
 @app.command("list")
 def list_weights() -> None:
     """Show the published weights and whether they are on this machine."""
-    table = Table("name", "filter", "size", "licence", "state", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "filter", "size", "licence", "state"):
+        table.add_column(column, no_wrap=True)
     for row in weights.MANIFEST:
         missing = "missing" if row.shipped else "not installed"
         state = ("shipped" if row.shipped else "installed") if weights.location(row).is_file() else missing
         table.add_row(row.name, row.model, f"{row.size / 1e6:.2f} MB", row.licence, state)
-    Console().print(table)
+    console = Console()
+    # Names are there to be typed: lines longer than the terminal, rather than cut ones.
+    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
 
 
 @app.command()
@@ -45,23 +37,26 @@ def install(
 ) -> None:
     """Fetch weights, compare them with the published sha256, and put them into the cache folder."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with _one_line_errors(), Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        path = weights.install(name, lambda done, total: bar.update(task, completed=done, total=total), local=source)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        # Shown once there is something to show: an unknown name is an error, not progress.
+        task = bar.add_task(name, total=None, visible=False)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        path = weights.install(name, progress, local=source)
     typer.echo(path)
 
 
 @app.command()
 def verify(name: Name) -> None:
     """Compare weights on this machine with the published sha256."""
-    with _one_line_errors():
-        weights.verify(name)
+    weights.verify(name)
     typer.echo(f"{name}: as published")
 
 
 @app.command()
 def path(name: Name) -> None:
     """Print where verified weights lie, and nothing else."""
-    with _one_line_errors():
-        found = weights.verify(name)
-    typer.echo(found)
+    typer.echo(weights.verify(name))

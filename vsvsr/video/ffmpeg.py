@@ -1,14 +1,17 @@
 """Finding ffmpeg, and raw frames through it."""
 
+import re
 import shutil
 import subprocess
 import tempfile
+from pathlib import Path
 from typing import Literal
 
 import imageio_ffmpeg
 import numpy as np
 
 from vsvsr.errors import UserError
+from vsvsr.files import end, undone
 
 Codec = Literal["libx264", "mpeg2video", "ffv1"]
 Deinterlacer = Literal["bwdif", "yadif"]
@@ -25,12 +28,49 @@ def find_ffmpeg() -> str:
         raise UserError("ffmpeg is neither on the path nor in imageio-ffmpeg; install ffmpeg") from None
 
 
+def run(arguments: list[str], data: bytes | None = None) -> tuple[int, bytes, str]:
+    """Run ffmpeg with ``data`` on its standard input: exit status, standard output, what it says.
+
+    It is stopped when the process is told to end.
+    """
+    command = [find_ffmpeg(), "-hide_banner", *arguments]
+    given = subprocess.DEVNULL if data is None else subprocess.PIPE
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    with undone(start, end) as process:
+        output, said = process.communicate(data)
+    return process.returncode, output, said.decode(errors="replace")
+
+
+def url(path: Path | str) -> str:
+    """A file as ffmpeg takes it without looking for a protocol or an option in its name."""
+    return f"file:{path}"
+
+
+def describe(path: Path) -> str:
+    """What ffmpeg says about a file: container, times, streams."""
+    return run(["-i", url(path)])[2]
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a video file as it is stored; (0, 0) if ffmpeg finds no video in it."""
+    found = re.search(r"Stream #.*Video: .*?\b(\d{2,})x(\d+)", describe(path))
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def is_truncated(path: Path) -> bool:
+    """Whether a file ends before its container says so; known for Matroska, WebM, MP4 and MOV. Reads it to its end."""
+    said = run(["-v", "error", "-i", url(path), "-map", "0:v:0", "-map", "0:a?", "-c", "copy", "-f", "null", "-"])[2]
+    return "File ended prematurely" in said or "partial file" in said
+
+
 def _ffmpeg(arguments: list[str], data: bytes | None = None) -> bytes:
-    command = [find_ffmpeg(), "-hide_banner", "-loglevel", "error", *arguments]
-    done = subprocess.run(command, input=data, capture_output=True, check=False)
-    if done.returncode:
-        raise UserError(f"ffmpeg failed: {' '.join(done.stderr.decode(errors='replace').split())[-300:]}")
-    return done.stdout
+    status, output, said = run(["-loglevel", "error", *arguments], data)
+    if status:
+        raise UserError(f"ffmpeg failed: {' '.join(said.split())[-300:]}")
+    return output
 
 
 def through_x264(frames: np.ndarray, *, crf: int, profile: str) -> np.ndarray:
@@ -85,7 +125,7 @@ def _through(frames: np.ndarray, codec: list[str], *, decode: str | None = None)
     height, width = frames.shape[1:3]
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "25", "-i", "-"]
     with tempfile.TemporaryDirectory() as folder:
-        path = f"file:{folder}/clip.mkv"
+        path = url(f"{folder}/clip.mkv")
         _ffmpeg(["-y", *source, *codec, "-pix_fmt", "yuv420p", "-threads", "1", path], frames.tobytes())
         back = ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
         decoded = _ffmpeg(["-threads", "1", "-i", path, *(["-vf", decode] if decode else []), *back])

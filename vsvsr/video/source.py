@@ -251,6 +251,11 @@ def _turn(clip: vs.VideoNode, degrees: int, *, flip: bool) -> vs.VideoNode:
     return clip.std.Turn180() if degrees % 360 >= 180 else clip
 
 
+def to_integer_rgb(clip: vs.VideoNode, source: Video) -> vs.VideoNode:
+    """RGB in 8 bits or, if the source had more, in 16."""
+    return clip.resize.Point(format=vs.RGB24 if source.file_format.bits_per_sample == 8 else vs.RGB48)
+
+
 def from_rgb(clip: vs.VideoNode, source: Video) -> vs.VideoNode:
     """Back to the file's colour family, subsampling, matrix and range, in 8 bits or, if it had more, in 10.
 

