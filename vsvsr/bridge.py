@@ -6,6 +6,10 @@ import importlib.metadata
 from collections.abc import Callable
 from functools import partial
 
+import vsvsr.engine.threads  # noqa: F401  before torch: it decides how torch's threads wait
+
+# isort: split
+
 import torch
 
 from vsvsr.engine.planes import Output, Planes

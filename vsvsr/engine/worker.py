@@ -7,6 +7,8 @@ from typing import cast
 
 import torch
 
+from vsvsr.engine.threads import brief_waits
+
 
 class _Job[Result]:
     def __init__(self, function: Callable[[], Result]) -> None:
@@ -75,7 +77,7 @@ class Worker:
         if self._device.type == "cuda":
             # Kernels, streams and graphs go to the thread's current device.
             torch.cuda.set_device(self._device)
-        with torch.inference_mode():
+        with torch.inference_mode(), brief_waits():
             while (job := self._jobs.get()) is not None:
                 job.run()
                 del job  # or what it refers to would live until the next one comes
