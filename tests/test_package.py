@@ -94,10 +94,14 @@ def test_mia_without_weights_says_where_the_official_files_are(bikes: vs.VideoNo
         ({"segment": 10, "warmup": 11}, "warmup=11 is not possible; allowed: at most segment=10"),
         ({"state_cache": -5}, "state_cache=-5 is not possible; allowed: 0 or more megabytes"),
         ({"preview": 2}, "preview=2 is not possible; allowed: 0 or 1"),
-        ({"model": "nothing"}, "model='nothing' is not possible; allowed: fastreal-compact-x4 or fastreal-compact-x2"),
+        (
+            {"model": "nothing"},
+            "model='nothing' is not possible; allowed: fastreal-x4 or fastreal-compact-x4 or fastreal-compact-x2",
+        ),
         (
             {"model": "BasicVSR_REDS4"},
-            "model='BasicVSR_REDS4' is not possible; allowed: fastreal-compact-x4 or fastreal-compact-x2",
+            "model='BasicVSR_REDS4' is not possible; "
+            "allowed: fastreal-x4 or fastreal-compact-x4 or fastreal-compact-x2",
         ),
     ],
 )

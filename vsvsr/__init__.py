@@ -20,7 +20,7 @@ __all__ = ["MIA", "FastReal", "Skip", "Stats", "Ultra", "Version"]
 def FastReal(
     clip: "vs.VideoNode",
     *,
-    model: Literal["fastreal-compact-x4", "fastreal-compact-x2"] | None = None,
+    model: Literal["fastreal-x4", "fastreal-compact-x4", "fastreal-compact-x2"] | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
@@ -35,7 +35,8 @@ def FastReal(
 
     Args:
         clip: RGBS or RGBH, from 16x16.
-        model: weights in the package, by name; fastreal-compact-x4 or fastreal-compact-x2; default fastreal-compact-x4.
+        model: weights in the package, by name; fastreal-x4 or fastreal-compact-x4 or fastreal-compact-x2; default
+            fastreal-x4.
         model_path: weights file of your own, instead of ``model``; an existing file.
         device_index: CUDA device, -1 = CPU; default the first GPU if there is one, else the CPU.
         tile: width and height of spatial tiles, for less memory; each tile is a clip of its own, so pixels differ from

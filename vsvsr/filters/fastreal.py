@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vsvsr.filters.session import FilterSession
 
 
-DEFAULT_MODEL = "fastreal-compact-x4"
+DEFAULT_MODEL = "fastreal-x4"
 
 
 @dataclass(frozen=True, kw_only=True)

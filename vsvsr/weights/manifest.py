@@ -110,6 +110,7 @@ MANIFEST: tuple[Weights, ...] = (
         1_247_368,
         "548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d",
     ),
+    _shipped("fastreal-x4", "FastReal", 1_441_352, "7e88f96ce8c15aa55f9235117dc5e7a880dc759f7b743aaafd9426f4f9c27098"),
     _shipped(
         "fastreal-compact-x4", "FastReal", 595_620, "e3881c4295bdcb184499a7d1f6f2046abc275b8f74190db0cc2aef4356a705d2"
     ),

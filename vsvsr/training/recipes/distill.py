@@ -24,12 +24,12 @@ from vsvsr.training.recurrent import Chunk, RecurrentSettings, RecurrentTraining
 from vsvsr.training.settings import Option
 from vsvsr.training.teach import Teacher, target_name
 
-TEACHER_SHARES = {"eq. 9": 0.7, "noisy capture": 0.5, "light": 0.8}
+TEACHER_SHARES = {"eq. 9": 0.6, "noisy capture": 0.3, "light": 0.4}
 """Of the pixel loss, by the family of the clip's degradation; the rest is the truth's.
 
 Under noise the teacher knows least, and the truth is nearly determined by the earlier frames.
 """
-_OTHER_SHARE = 0.7
+_OTHER_SHARE = 0.5
 _START = "realesr-animevideov3"
 
 
