@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
 from vsvsr import weights
 
@@ -18,16 +17,15 @@ Name = Annotated[str, typer.Argument(help="A name that `vsvsr weights list` show
 @app.command("list")
 def list_weights() -> None:
     """Show the published weights and whether they are on this machine."""
-    table = Table(box=None, pad_edge=False)
-    for column in ("name", "filter", "size", "licence", "state"):
-        table.add_column(column, no_wrap=True)
+    rows = [("name", "filter", "size", "licence", "state")]
     for row in weights.MANIFEST:
         missing = "missing" if row.shipped else "not installed"
         state = ("shipped" if row.shipped else "installed") if weights.location(row).is_file() else missing
-        table.add_row(row.name, row.model, f"{row.size / 1e6:.2f} MB", row.licence, state)
-    console = Console()
+        rows.append((row.name, row.model, f"{row.size / 1e6:.2f} MB", row.licence, state))
     # Names are there to be typed: lines longer than the terminal, rather than cut ones.
-    console.print(table, width=max(console.width, console.measure(table).maximum), crop=False)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 @app.command()
