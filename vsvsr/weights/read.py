@@ -99,7 +99,8 @@ def state_dict(content: object, path: Path) -> dict[str, "Tensor"]:
     # Views of one storage, or with strides of zero, are larger than what is stored.
     if len(content) > _MOST_TENSORS or sum(value.nbytes for value in content.values()) > path.stat().st_size:
         _refuse(path, "describes more than it holds")
-    for name, value in content.items():
+    tensors = {name: value.detach() for name, value in content.items()}  # some checkpoints hold parameters
+    for name, value in tensors.items():
         if value.is_complex() or (value.is_floating_point() and value.element_size() < 2):
             _refuse(path, f"holds values in {shown(name)} of type {value.dtype}")
         # Not a number is the least and the greatest of all; fp64 beyond the range of fp32 is not finite either.
@@ -107,7 +108,7 @@ def state_dict(content: object, path: Path) -> dict[str, "Tensor"]:
             largest = torch.finfo(torch.float32).max
             if not all(abs(float(end)) <= largest for end in value.aminmax()):
                 _refuse(path, f"holds values in {shown(name)} that are not finite")
-    return dict(content)
+    return tensors
 
 
 def _require_file(path: Path) -> None:
@@ -132,6 +133,8 @@ def _screened(data: bytes) -> BinaryIO:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("compressed")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("two entries of one name")
         if sum(entry.file_size for entry in entries) > len(data):
             raise ValueError("sizes beyond the file's")
         # Copied, so that what torch reads is what was checked: readers of zip files differ in what they find.

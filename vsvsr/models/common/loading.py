@@ -17,8 +17,10 @@ from vsvsr.errors import UserError, shown
 
 _LONGEST_SETTINGS = 1 << 16
 _MOST = 1 << 16
-_UNSAVED = 1 << 24
-"""Bytes of buffers that a network may compute itself, beyond the size of its weights."""
+_FILLS = frozenset(("normal_", "uniform_", "kaiming_uniform_", "erfinv_"))
+_TABLES = 1 << 26
+"""Bytes for the tables that a network computes, and what they are computed from, beyond the size of its weights."""
+_FACTORIES = frozenset((torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,43 @@ class Loaded[Network: nn.Module]:
         return network.half() if dtype == torch.float16 else network
 
 
-class _Budget(TorchFunctionMode):
-    """Ends a construction that takes more calls of torch than a network of so many tensors needs."""
+class _Construction(TorchFunctionMode):
+    """Constructs a network without memory for its weights, within bounds for everything else.
 
-    def __init__(self, tensors: int) -> None:
+    What ``torch.empty`` makes, as torch's own layers do for their weights, gets no memory and is not filled, as the
+    weights of a file will take its place. Tables that a network computes are real.
+
+    Args:
+        tensors: that the network may have; it may take so many calls of torch.
+        size: bytes that tables and what they are computed from may take.
+    """
+
+    def __init__(self, tensors: int, size: int) -> None:
         super().__init__()
-        self._left = 500 + 50 * tensors  # the networks here take up to 20 a tensor
+        self._calls = 500 + 50 * tensors  # the networks here take up to 20 a tensor
+        self._bytes = size
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._left -= 1
-        if self._left < 0:
+        kwargs = kwargs or {}
+        self._calls -= 1
+        if self._calls < 0:
             raise ValueError("it holds too few tensors")
-        return func(*args, **(kwargs or {}))
+        if func is torch.empty:
+            return func(*args, **{**kwargs, "device": "meta"})
+        if getattr(func, "__name__", "") in _FILLS:  # of tensors, or of the same name in torch.nn.init
+            return args[0] if args else kwargs["tensor"]
+        if func in _FACTORIES:
+            self._spend(func(*args, **{**kwargs, "device": "meta"}))
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and not result.is_meta:
+            self._spend(result)
+        return result
+
+    def _spend(self, tensor: Tensor) -> None:
+        self._bytes -= tensor.nbytes
+        if self._bytes < 0:
+            raise ValueError("its tables would be larger than its weights")
 
 
 def build[Network: nn.Module](
@@ -60,12 +87,12 @@ def build[Network: nn.Module](
 ) -> Network:
     """The network that ``make`` constructs, with ``tensors`` as its weights, in evaluation mode, in fp32 on the CPU.
 
-    It is first constructed without memory for its weights, within an effort that the number of tensors allows, and
-    compared with them: name by name, shape by shape. So whatever the settings in a file say, what takes memory is what
-    the file holds.
+    It is constructed without memory for its weights, within an effort that the number of tensors allows, and compared
+    with them: name by name, shape by shape. So whatever the settings in a file say, what takes memory is what the file
+    holds.
 
     Args:
-        make: constructs the network; called up to twice. What it raises means that there is no such network.
+        make: constructs the network. What it raises means that there is no such network.
         tensors: of the whole state dict.
         path: of the file, for messages.
         kind: what the file should hold, for messages.
@@ -74,7 +101,7 @@ def build[Network: nn.Module](
         UserError: the tensors are not those of the network.
     """
     try:
-        with torch.device("meta"), _Budget(len(tensors)):
+        with _Construction(len(tensors), sum(value.nbytes for value in tensors.values()) + _TABLES):
             network = make()
     except UserError:
         raise
@@ -92,14 +119,9 @@ def build[Network: nn.Module](
     for name in tensors:
         if name not in expected:
             raise _misfit(path, kind, f"{name} is no part of it")
-    unsaved = {name: buffer for name, buffer in network.named_buffers() if name not in expected}
-    if unsaved:
-        size = sum(value.nbytes for value in expected.values())
-        if sum(buffer.nbytes for buffer in unsaved.values()) > size + _UNSAVED:
-            raise _misfit(path, kind, "its tables would be larger than its weights")
-        network = make()  # no larger than the file, as is known by now
     own = {name: tensors[name].to(value.dtype, copy=True).contiguous() for name, value in expected.items()}
     network.load_state_dict(own, assign=True)
+    assert not any(buffer.is_meta for buffer in network.buffers()), "a buffer that is not saved is made by torch.empty"
     return network.eval().requires_grad_(False)
 
 

@@ -48,7 +48,7 @@ class FastRealConfig:
 
     def __post_init__(self) -> None:
         if len(set(self.pool)) < len(self.pool) or not set(self.pool) <= set(FILTERS):
-            raise ValueError(f"pool is {self.pool}; its members may be {', '.join(FILTERS)}, each once")
+            raise ValueError(f"pool may hold {', '.join(FILTERS)}, each once; it is {self.pool}")
 
     @property
     def members(self) -> tuple[str, ...]:

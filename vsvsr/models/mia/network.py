@@ -46,9 +46,9 @@ class MIAVSR(PixelShuffleHead):
     ) -> None:
         super().__init__(mid_channels)
         frames, window, width = window_size
-        if frames != 3 or window != width or window % 2:
+        if frames != 3 or window != width or window not in range(2, 18, 2):
             raise ValueError(
-                f"window_size {tuple(window_size)}: must be 3 frames and an even square, such as (3, 8, 8)"
+                f"window_size {tuple(window_size)}: must be 3 frames and an even square up to 16x16, such as (3, 8, 8)"
             )
         if any(embed_dim % heads for heads in num_heads):
             raise ValueError(f"num_heads {tuple(num_heads)}: must divide embed_dim {embed_dim}")

@@ -53,7 +53,10 @@ def load_released(path: Path, base: Path, config: UltraConfig = FULL) -> Loaded[
         network = UltraVSR(unet, vae, config)
     except ValueError as error:
         raise UserError(f"{base} is not Stable Diffusion 2.1-base: {error}") from error
-    apply_checkpoint(network, state)
+    try:
+        apply_checkpoint(network, state)
+    except UserError as error:
+        raise UserError(f"weights file {path}: {error}") from error
     return Loaded(network.eval().requires_grad_(False), SCALE)
 
 
@@ -63,11 +66,13 @@ def _read_released(path: Path) -> dict[str, Any]:
         content = read_checkpoint(path)
     except UserError as error:
         raise UserError(f"{error}; {_SOURCE}") from error
-    state: dict[str, Any] = {
-        name: state_dict(_entry(content, name), path) for name in ("state_dict_unet", "state_dict_vae")
-    }
+    states = ("state_dict_unet", "state_dict_vae")
+    for name in (*states, *_MODULES, *(rank for rank, _ in _MODULES.values())):
+        if name not in content:
+            raise UserError(f"weights file {path} lacks {name}; {_SOURCE}")
+    state: dict[str, Any] = {name: state_dict(content[name], path) for name in states}
     for modules, (rank, _) in _MODULES.items():
-        state |= {rank: _entry(content, rank), modules: _entry(content, modules)}
+        state |= {rank: content[rank], modules: content[modules]}
         listed = isinstance(state[modules], list) and all(isinstance(name, str) for name in state[modules])
         if not listed or type(state[rank]) is not int:
             raise UserError(f"weights file {path}: {modules} or {rank} is no list of names or no number; {_SOURCE}")
