@@ -1,4 +1,4 @@
-"""FastReal beside the per-frame networks that people use, bicubic and Lanczos, on clips that none was trained on.
+"""FastReal against widely used per-frame networks, bicubic and Lanczos, on clips that none was trained on.
 
 Each clip is degraded in several ways (Gaussian blur sigma, noise in 8-bit steps, x4 downsampling, x264 crf), enlarged
 again by every method, and scored: PSNR-Y, SSIM-Y, ERQA (edges restored, 0 to 1), ColorVideoVDP (JOD, 10 = same),
@@ -8,11 +8,10 @@ flicker (the truth's own is 0), milliseconds a frame in this run. ``--sheet FOLD
 """
 
 import argparse
-import csv
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 import vapoursynth as vs
 from torch import Tensor
 
+from scripts.bench import harness
 from scripts.evaluate_fastreal import degrade, open_truth, pictures
 from vsvsr import weights
 from vsvsr.evaluation.compare import score, sheet, to_tensor
@@ -29,7 +29,7 @@ from vsvsr.models.realesrgan import load_ncnn
 
 CASES: dict[str, tuple[float, float, int]] = {
     "mild": (0.4, 1.0, 20),
-    "middling": (1.2, 3.0, 25),
+    "medium": (1.2, 3.0, 25),
     "heavy": (2.5, 5.0, 33),
     "noise 12": (0.6, 12.0, 12),
     "noise 24": (0.6, 24.0, 18),
@@ -60,9 +60,8 @@ def by_network(name: str) -> Enlarge:
 
     @torch.inference_mode()
     def enlarge(small: vs.VideoNode) -> Iterator[Tensor]:
-        for frame in small.frames(close=True):
-            x = torch.from_numpy(np.stack([np.asarray(frame[plane]) for plane in range(3)]))[None]
-            yield network(x.contiguous(memory_format=torch.channels_last))[0].clamp(0, 1)
+        for frame in harness.tensors(small):
+            yield network(frame[None].contiguous(memory_format=torch.channels_last))[0].clamp(0, 1)
 
     return enlarge
 
@@ -84,60 +83,50 @@ def methods(files: dict[str, Path]) -> dict[str, Enlarge]:
     return found
 
 
+def compare(arguments: argparse.Namespace, results: harness.Results) -> None:
+    """Scores of every method on every clip in every case, then their means over all of these."""
+    chosen = methods({path.stem if path.stem != "last" else path.parent.name: path for path in arguments.weights})
+    chosen = {name: method for name, method in chosen.items() if not arguments.methods or name in arguments.methods}
+    rows: dict[str, list[dict[str, float]]] = {method: [] for method in chosen}
+    flow = LightFlow().requires_grad_(False)
+    for path in arguments.clips:
+        film = open_truth(path)[arguments.first : arguments.first + arguments.frames]
+        truth = to_tensor(np.stack(list(pictures(film))))
+        for case in arguments.cases:
+            outputs: dict[str, Tensor] = {}
+            with tempfile.TemporaryDirectory() as folder:
+                small = degrade(film, CASES[case], "area", Path(folder) / "small.mkv", scale=4)
+                for method, enlarge in chosen.items():
+                    frames, time = harness.timed(partial(list[Tensor], enlarge(small)))
+                    outputs[method] = torch.stack(frames)
+                    judged, reference = outputs[method][SKIPPED:], truth[SKIPPED:]
+                    scores = score(judged, reference, flow)
+                    values = (scores.psnr_y, scores.ssim_y, erqa(judged, reference), jod(judged, reference))
+                    figures = (*values, scores.flicker, 1e3 * time.wall / len(truth))
+                    rows[method].append(dict(zip(SCORES, figures, strict=True)))
+                    results.add(f"{path.stem}, {case}, {method}", rows[method][-1])
+            if arguments.sheet is not None:
+                arguments.sheet.mkdir(parents=True, exist_ok=True)
+                height, width = truth.shape[-2:]
+                crop = (max(width - 360, 0) // 2, max(height - 270, 0) // 2, min(width, 360), min(height, 270))
+                picture = sheet({**outputs, "truth": truth}, frames=[len(truth) - 1], crop=crop)
+                picture.save(arguments.sheet / f"{path.stem}-{case.replace(' ', '-')}.png")
+    for method, found in rows.items():
+        results.add(f"mean, {method}", {name: statistics.mean(row[name] for row in found) for name in SCORES})
+
+
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.arguments(__doc__)
     parser.add_argument("clips", type=Path, nargs="+", help="videos of good quality")
     parser.add_argument("--weights", type=Path, nargs="*", default=[], help="more FastReal files to compare")
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--methods", nargs="*", help="only these")
     parser.add_argument("--first", type=int, default=40, help="first frame")
     parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--csv", type=Path, help="write the table here, too")
     parser.add_argument("--sheet", type=Path, help="folder for crops side by side")
     arguments = parser.parse_args()
-    chosen = methods({path.stem if path.stem != "last" else path.parent.name: path for path in arguments.weights})
-    chosen = {name: method for name, method in chosen.items() if not arguments.methods or name in arguments.methods}
-    print(f"{'clip':14}{'case':10}{'method':22}" + "".join(f"{name:>9}" for name in SCORES))
-    rows: list[dict[str, str | float]] = []
-    flow = LightFlow().requires_grad_(False)
-    for path in arguments.clips:
-        film = open_truth(path)[arguments.first : arguments.first + arguments.frames]
-        truth = to_tensor(np.stack(list(pictures(film))))
-        for case in arguments.cases:
-            results: dict[str, Tensor] = {}
-            with tempfile.TemporaryDirectory() as folder:
-                small = degrade(film, CASES[case], "area", Path(folder) / "small.mkv", scale=4)
-                for method, enlarge in chosen.items():
-                    started = time.perf_counter()
-                    results[method] = torch.stack(list(enlarge(small)))
-                    milliseconds = 1000 * (time.perf_counter() - started) / len(truth)
-                    judged, reference = results[method][SKIPPED:], truth[SKIPPED:]
-                    scores = score(judged, reference, flow)
-                    values = (scores.psnr_y, scores.ssim_y, erqa(judged, reference), jod(judged, reference))
-                    row = dict(zip(SCORES, (*values, scores.flicker, milliseconds), strict=True))
-                    rows.append({"clip": path.stem, "case": case, "method": method, **row})
-                    print(
-                        f"{path.stem[:13]:14}{case:10}{method:22}" + "".join(f"{v:9.3f}" for v in row.values()),
-                        flush=True,
-                    )
-            if arguments.sheet is not None:
-                arguments.sheet.mkdir(parents=True, exist_ok=True)
-                height, width = truth.shape[-2:]
-                crop = (max(width - 360, 0) // 2, max(height - 270, 0) // 2, min(width, 360), min(height, 270))
-                shown = {**results, "truth": truth}
-                picture = sheet(shown, frames=[len(truth) - 1], crop=crop)
-                picture.save(arguments.sheet / f"{path.stem}-{case.replace(' ', '-')}.png")
-    for name in SCORES:
-        means = {
-            method: statistics.mean(float(row[name]) for row in rows if row["method"] == method) for method in chosen
-        }
-        print(f"mean {name:8}" + ", ".join(f"{method} {value:.3f}" for method, value in means.items()))
-    if arguments.csv is not None:
-        with arguments.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["clip", "case", "method", *SCORES])
-            writer.writeheader()
-            writer.writerows(rows)
+    compare(arguments, harness.Results("peers", arguments.csv))
 
 
 if __name__ == "__main__":
