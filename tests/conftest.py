@@ -1,6 +1,7 @@
 """Fixtures for all tests."""
 
 import functools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import vapoursynth as vs
 from tests.cases import CASES, WeightsOf
 from tests.clips import clip_path
 from tests.ultra_files import write_base_folder
+
+# A shell's background job starts with interruptions ignored, and so would every command that the tests start and
+# interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
