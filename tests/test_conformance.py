@@ -145,10 +145,11 @@ def test_temporal_filters_and_decimation_downstream_change_nothing(
     core.max_cache_size = 1
     output = make(jitter(clip))
     assert same({3 * n: fresh for n, fresh in play(output[::3], in_flight=8).items()}, reference)
-    averaged = output.std.AverageFrames([1, 1, 1])
-    play(averaged, in_flight=8)
+    averaged = play(output.std.AverageFrames([1, 1, 1]), in_flight=8)
     evaluated = output.std.FrameEval(lambda n: output)
     assert same(play(evaluated, in_flight=8), reference)
+    core.num_threads = 1
+    assert same(averaged, play(make(clip).std.AverageFrames([1, 1, 1])))
 
 
 def test_two_filters_on_one_clip_do_not_disturb_each_other(

@@ -212,6 +212,36 @@ for _ in range(200):
     assert (done.returncode, done.stdout.strip()) == (0, b"freed"), done.stderr.decode()
 
 
+def test_an_exception_inside_the_plugin_becomes_the_filter_s_error(tiny_fastreal: Path) -> None:
+    code = (
+        START
+        + """
+from vsvsr import bridge
+
+class Endless:
+    def __len__(self): return 2**62
+    def __getitem__(self, index): return 0
+
+# What makes the C++ standard library throw inside the plugin.
+bridge.FilterInstance.advance = lambda *arguments: Endless()
+bridge.FilterInstance.counters = lambda self: [()]
+bridge.open_filter = lambda *arguments: ()
+bridge.version = lambda: [()]
+for call in (
+    lambda: output.get_frame(0), lambda: core.vsvsr.Stats(output), lambda: core.vsvsr.FastReal(clip), core.vsvsr.Version
+):
+    try:
+        call()
+    except vs.Error as error:
+        print(str(error).split(":")[0])
+"""
+    )
+    done = python(code, tiny_fastreal)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.decode().split() == ["FastReal", "Stats", "FastReal", "Version"]
+    assert b"terminate called" not in done.stderr
+
+
 HOST = r"""
 #include <VapourSynth4.h>
 #include <stdio.h>

@@ -230,7 +230,7 @@ def test_an_approximate_state_never_serves_an_exact_frame() -> None:
     play, _, _ = player(length=0, preview=True)
     play.get(50)
     assert play.approximate
-    assert all(moment.approximate for moment in play.session._store)
+    assert all(checkpoint.approximate for checkpoint in play.session._store)
 
 
 def test_missing_sources_are_asked_for_in_groups_of_eight() -> None:
@@ -253,7 +253,7 @@ def test_old_checkpoints_are_thinned_out_not_cut_off() -> None:
     play, _, _ = player(length=0, budget=20_000)
     for n in range(400):
         play.get(n)
-    kept = sorted(moment.index for moment in play.session._store)
+    kept = sorted(checkpoint.index for checkpoint in play.session._store)
     assert len(kept) == 20
     assert kept[0] < 200
     assert kept[-1] == 399
@@ -264,7 +264,7 @@ def test_without_budget_the_newest_states_stay() -> None:
     for n in range(60):
         assert play.get(n) == history(n, segments, set())
     assert play.session.counters()["steps"] == 60
-    assert sorted(moment.index for moment in play.session._store) == [39, 58, 59]
+    assert sorted(checkpoint.index for checkpoint in play.session._store) == [39, 58, 59]
 
 
 def test_a_session_short_of_memory_forgets_but_goes_on() -> None:

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "errors.h"
 #include "python.h"
 
 namespace vsvsr {
@@ -28,7 +29,7 @@ public:
         try {
             const python::Lock lock;
             session_ = Ref();
-        } catch (const python::Error &) {
+        } catch (const std::exception &) {
             session_.release(); // Python is gone, and the session with it
         }
     }
@@ -197,7 +198,7 @@ void Instance::failed(const std::vector<int> &frames) {
         std::vector<Ref> arguments;
         arguments.push_back(python::integers(frames));
         python::callMethod(session_.get(), "failed", std::move(arguments));
-    } catch (const python::Error &) {
+    } catch (const std::exception &) {
         // The source's own error is already on its way to the user.
     }
 }
@@ -301,9 +302,9 @@ const VSFrame *Inner::getFrame(int n, int reason, void **frameData, VSFrameConte
         if (advance(n, *request, context))
             return finish(n, core);
         *frameData = request.release();
-    } catch (const python::Error &error) {
+    } catch (...) {
         drop(*request);
-        vsapi->setFilterError((instance->name() + ": " + error.what()).c_str(), context);
+        throw;
     }
     return nullptr;
 }
@@ -342,14 +343,32 @@ const VSFrame *Outer::getFrame(int n, int reason, void **frameData, VSFrameConte
     return frame;
 }
 
+// Has `make` give a frame, or null while it waits; what it throws becomes the filter's error.
+template <typename Make>
+const VSFrame *guarded(const Instance &instance, int reason, VSFrameContext *context, Make make) noexcept {
+    try {
+        return make();
+    } catch (...) {
+        reportException(instance.name(), [&](const char *message) {
+            // After arError the source's own message is on its way to the user.
+            if (reason != arError)
+                instance.vsapi()->setFilterError(message, context);
+        });
+        return nullptr;
+    }
+}
+
 const VSFrame *VS_CC getInner(int n, int reason, void *data, void **frameData, VSFrameContext *context, VSCore *core,
                               const VSAPI *) {
-    return static_cast<Inner *>(data)->getFrame(n, reason, frameData, context, core);
+    const Inner &inner = *static_cast<Inner *>(data);
+    return guarded(*inner.instance, reason, context,
+                   [&] { return inner.getFrame(n, reason, frameData, context, core); });
 }
 
 const VSFrame *VS_CC getOuter(int n, int reason, void *data, void **frameData, VSFrameContext *context, VSCore *,
                               const VSAPI *) {
-    return static_cast<Outer *>(data)->getFrame(n, reason, frameData, context);
+    const Outer &outer = *static_cast<Outer *>(data);
+    return guarded(*outer.instance, reason, context, [&] { return outer.getFrame(n, reason, frameData, context); });
 }
 
 void VS_CC freeInner(void *data, VSCore *, const VSAPI *) {
@@ -363,7 +382,7 @@ void VS_CC freeOuter(void *data, VSCore *core, const VSAPI *vsapi) {
         for (const auto &[name, count] : outer->instance->counters())
             line += " " + name + "=" + std::to_string(count);
         vsapi->logMessage(mtDebug, line.c_str(), core);
-    } catch (const python::Error &) {
+    } catch (const std::exception &) {
         // Python is gone, and the counters with it.
     }
     {
@@ -374,30 +393,36 @@ void VS_CC freeOuter(void *data, VSCore *core, const VSAPI *vsapi) {
     vsapi->freeNode(outer->instance->source());
 }
 
+// The nodes of a filter that is open; the outer one.
+VSNode *createNodes(const std::shared_ptr<Instance> &instance, VSCore *core) {
+    const VSAPI *vsapi = instance->vsapi();
+    const std::string &name = instance->name();
+    const VSFilterDependency fromSource{instance->source(), rpGeneral};
+    VSNode *inner = vsapi->createVideoFilter2((name + "Recurrence").c_str(), &instance->output(), getInner, freeInner,
+                                              fmFrameState, &fromSource, 1, new Inner{instance}, core);
+    const VSFilterDependency both[] = {{instance->source(), rpGeneral}, {inner, rpStrictSpatial}};
+    return vsapi->createVideoFilter2(name.c_str(), &instance->output(), getOuter, freeOuter, fmParallel, both, 2,
+                                     new Outer{instance, inner}, core);
+}
+
 } // namespace
 
 void VS_CC createFilter(const VSMap *in, VSMap *out, void *userData, VSCore *core, const VSAPI *vsapi) {
-    const std::string name = static_cast<const char *>(userData);
+    const char *name = static_cast<const char *>(userData);
     VSNode *source = vsapi->mapGetNode(in, "clip", 0, nullptr);
-    const auto instance = std::make_shared<Instance>(name, source, *vsapi->getVideoInfo(source), vsapi);
     try {
+        const auto instance = std::make_shared<Instance>(name, source, *vsapi->getVideoInfo(source), vsapi);
         instance->open(in);
-    } catch (const python::Error &error) {
-        vsapi->mapSetError(out, (name + ": " + error.what()).c_str());
+        VSNode *outer = createNodes(instance, core);
+        {
+            const std::lock_guard guard(openMutex);
+            openInstances[outer] = instance;
+        }
+        vsapi->mapConsumeNode(out, "clip", outer, maReplace);
+    } catch (...) {
+        reportException(name, [&](const char *message) { vsapi->mapSetError(out, message); });
         vsapi->freeNode(source);
-        return;
     }
-    const VSFilterDependency fromSource{source, rpGeneral};
-    VSNode *inner = vsapi->createVideoFilter2((name + "Recurrence").c_str(), &instance->output(), getInner, freeInner,
-                                              fmFrameState, &fromSource, 1, new Inner{instance}, core);
-    const VSFilterDependency both[] = {{source, rpGeneral}, {inner, rpStrictSpatial}};
-    VSNode *outer = vsapi->createVideoFilter2(name.c_str(), &instance->output(), getOuter, freeOuter, fmParallel, both,
-                                              2, new Outer{instance, inner}, core);
-    {
-        const std::lock_guard guard(openMutex);
-        openInstances[outer] = instance;
-    }
-    vsapi->mapConsumeNode(out, "clip", outer, maReplace);
 }
 
 void VS_CC stats(const VSMap *in, VSMap *out, void *, VSCore *, const VSAPI *vsapi) {
@@ -416,8 +441,8 @@ void VS_CC stats(const VSMap *in, VSMap *out, void *, VSCore *, const VSAPI *vsa
     try {
         for (const auto &[name, count] : instance->counters())
             vsapi->mapSetInt(out, name.c_str(), count, maReplace);
-    } catch (const python::Error &error) {
-        vsapi->mapSetError(out, (std::string("Stats: ") + error.what()).c_str());
+    } catch (...) {
+        reportException("Stats", [&](const char *message) { vsapi->mapSetError(out, message); });
     }
 }
 

@@ -2,6 +2,7 @@
 
 #include <VapourSynth4.h>
 
+#include "errors.h"
 #include "filter.h"
 #include "python.h"
 
@@ -17,8 +18,8 @@ void VS_CC version(const VSMap *, VSMap *out, void *, VSCore *, const VSAPI *vsa
             for (const python::Ref &value : python::toVector(pair.at(1)))
                 vsapi->mapSetData(out, key.c_str(), python::toText(value).c_str(), -1, dtUtf8, maAppend);
         }
-    } catch (const python::Error &error) {
-        vsapi->mapSetError(out, (std::string("Version: ") + error.what()).c_str());
+    } catch (...) {
+        reportException("Version", [&](const char *message) { vsapi->mapSetError(out, message); });
     }
 }
 

@@ -249,6 +249,7 @@ std::vector<Ref> toVector(const Ref &sequence) {
     if (size < 0)
         throwRaised();
     std::vector<Ref> items;
+    items.reserve(static_cast<std::size_t>(size));
     for (std::ptrdiff_t i = 0; i < size; ++i)
         items.push_back(checked(api.PySequence_GetItem(sequence.get(), i)));
     return items;

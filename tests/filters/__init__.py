@@ -33,7 +33,6 @@ class Case:
         cuts: frames that start a scene.
         requests: random ones.
         tries: how often a frame must be asked for at most, until the filter knows which source frame fails.
-        long: frames of a clip that is long for it.
         scale: output over source size.
         fade: how fast absurd samples are forgotten.
     """
@@ -46,6 +45,5 @@ class Case:
     cuts: tuple[int, ...] = (33, 34, 77)
     requests: int = 300
     tries: int = 1
-    long: int = 3000
     scale: int = 4
     fade: Fade = field(default_factory=Fade)

@@ -33,6 +33,5 @@ CASE = Case(
     cuts=(13, 14, 23),
     requests=60,
     tries=3,
-    long=200,
     fade=Fade(frames=3, distance=5e-3, arguments={"length": 12}),
 )

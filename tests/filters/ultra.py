@@ -34,6 +34,5 @@ CASE = Case(
     cuts=(13, 14, 23),
     requests=24,
     tries=3,
-    long=60,
     fade=Fade(frames=5, distance=1e-3, arguments={"length": 12}),
 )

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vsvsr.streaming.session import CHUNK, Source
+from vsvsr.streaming.session import REQUEST_GROUP, Source
 
 # A reader that is late at the border of two chunks, or two readers in turns, need two of them.
 KEPT_CHUNKS = 2
@@ -155,7 +155,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
                 self._pictures[i] = (self._model.read(source.frame), source.cut and self._scene_change)
         missing = [i for i in stretch if i not in self._pictures and (i not in self._broken or i == n)]
         suspects = [i for i in missing if i in self._suspects]
-        return suspects[:1] or missing[:CHUNK]
+        return suspects[:1] or missing[:REQUEST_GROUP]
 
     def _open(self, n: int) -> _Chunk[Result]:
         grid, stretch = self._grid(n)

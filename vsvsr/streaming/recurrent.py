@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vsvsr.streaming.segments import Segments
-from vsvsr.streaming.session import CHUNK, Source
-from vsvsr.streaming.states import Moment, StateStore
+from vsvsr.streaming.session import REQUEST_GROUP, Source
+from vsvsr.streaming.states import Checkpoint, StateStore
 
 # A preview starts cold this many frames before the one that is looked at.
 PREVIEW_LEAD = 4
@@ -30,12 +30,12 @@ class RecurrentModel[Frame, State, Output](Protocol):
 
 
 @dataclass(slots=True)
-class _Roll[State]:
+class _Request[State]:
     """A request on its way: the frames up to ``target`` that are still to be seen, from ``next`` on."""
 
     target: int
     next: int
-    moment: Moment[State] | None
+    checkpoint: Checkpoint[State] | None
     approximate: bool
 
 
@@ -69,8 +69,8 @@ class RecurrentSession[Frame, State, Output]:
         self._preview = preview
         self._scene_change = scene_change
         self._store: StateStore[State] = StateStore(budget)
-        self._roll: _Roll[State] | None = None
-        self._last: Moment[State] | None = None
+        self._request: _Request[State] | None = None
+        self._last: Checkpoint[State] | None = None
         # Known restarts: cuts, and frames behind a frame that cannot be had.
         self._restarts: list[int] = []
         self._broken: set[int] = set()
@@ -79,32 +79,32 @@ class RecurrentSession[Frame, State, Output]:
 
     def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[Frame]]) -> list[int]:
         """See `Session.advance`."""
-        if self._roll is None or self._roll.target != n:
-            self._roll = self._begin(n, wanted)
-        roll = self._roll
-        while roll.next <= n:
-            if roll.next not in sources:
-                return self._missing(roll)
+        if self._request is None or self._request.target != n:
+            self._request = self._begin(n, wanted)
+        request = self._request
+        while request.next <= n:
+            if request.next not in sources:
+                return self._missing(request)
             try:
-                self._step(roll, sources[roll.next], wanted)
+                self._step(request, sources[request.next], wanted)
             except BaseException:
-                self._roll = None
+                self._request = None
                 raise
         return []
 
     def render(self, n: int, output: Output) -> bool:
         """See `Session.render`."""
-        roll = self._roll
-        if roll is None or roll.moment is None or roll.moment.index != n:
+        request = self._request
+        if request is None or request.checkpoint is None or request.checkpoint.index != n:
             raise RuntimeError(f"frame {n} was asked for before it was ready")
-        self._model.render(roll.moment.state, output)
-        self._roll = None
+        self._model.render(request.checkpoint.state, output)
+        self._request = None
         self._counters["renders"] += 1
-        return roll.moment.approximate
+        return request.checkpoint.approximate
 
     def failed(self, frames: Sequence[int]) -> None:
         """See `Session.failed`. A single frame is known to be broken from now on; several are tried one by one."""
-        self._roll = None
+        self._request = None
         if len(frames) > 1:
             self._suspects.update(frames)
             return
@@ -126,7 +126,7 @@ class RecurrentSession[Frame, State, Output]:
         """
         return dict(self._counters)
 
-    def _begin(self, n: int, wanted: Collection[int]) -> _Roll[State]:
+    def _begin(self, n: int, wanted: Collection[int]) -> _Request[State]:
         base = self._base(n)
         start = base.index + 1 if base else self._segments.origin(n)
         restart = self._last_restart(n)
@@ -141,68 +141,68 @@ class RecurrentSession[Frame, State, Output]:
             self._counters["seeks"] += 1
             self._counters["checkpoint_hits"] += base is not None
             self._counters["replays"] += n - start
-        return _Roll(n, start, base, approximate)
+        return _Request(n, start, base, approximate)
 
-    def _base(self, n: int) -> Moment[State] | None:
+    def _base(self, n: int) -> Checkpoint[State] | None:
         """The latest exact state that lies on frame ``n``'s own recurrence."""
         origin = self._segments.origin(n)
         fitting = (
-            moment
-            for moment in self._store
-            if not moment.approximate
-            and moment.index <= n
-            and (moment.origin == origin or (moment.anchored and moment.origin > origin))
+            checkpoint
+            for checkpoint in self._store
+            if not checkpoint.approximate
+            and checkpoint.index <= n
+            and (checkpoint.origin == origin or (checkpoint.anchored and checkpoint.origin > origin))
         )
-        return max(fitting, key=lambda moment: moment.index, default=None)
+        return max(fitting, key=lambda checkpoint: checkpoint.index, default=None)
 
-    def _near(self, n: int) -> Moment[State] | None:
+    def _near(self, n: int) -> Checkpoint[State] | None:
         """A preview's state shortly before ``n`` in the same segment."""
         fitting = (
-            moment
-            for moment in self._store
-            if moment.approximate
-            and n - PREVIEW_LEAD <= moment.index <= n
-            and self._segments.start(moment.index) == self._segments.start(n)
+            checkpoint
+            for checkpoint in self._store
+            if checkpoint.approximate
+            and n - PREVIEW_LEAD <= checkpoint.index <= n
+            and self._segments.start(checkpoint.index) == self._segments.start(n)
         )
-        return max(fitting, key=lambda moment: moment.index, default=None)
+        return max(fitting, key=lambda checkpoint: checkpoint.index, default=None)
 
-    def _continues(self, n: int, base: Moment[State] | None, wanted: Collection[int]) -> bool:
+    def _continues(self, n: int, base: Checkpoint[State] | None, wanted: Collection[int]) -> bool:
         """Whether ``n`` goes on with playback, as opposed to a seek."""
         last = self._last
         if last is None:
-            return n < CHUNK
+            return n < REQUEST_GROUP
         if base is None:
             # Forward into the same or the next segment, at most: the restart is the documented one.
             return last.index < n and self._segments.start(max(self._segments.start(n) - 1, 0)) <= last.index
         return base is last or all(frame in wanted for frame in range(base.index + 1, n))
 
-    def _missing(self, roll: _Roll[State]) -> list[int]:
-        count = 1 if roll.next in self._suspects else CHUNK
-        return list(range(roll.next, min(roll.next + count, roll.target + 1)))
+    def _missing(self, request: _Request[State]) -> list[int]:
+        count = 1 if request.next in self._suspects else REQUEST_GROUP
+        return list(range(request.next, min(request.next + count, request.target + 1)))
 
-    def _step(self, roll: _Roll[State], source: Source[Frame], wanted: Collection[int]) -> None:
-        n = roll.next
+    def _step(self, request: _Request[State], source: Source[Frame], wanted: Collection[int]) -> None:
+        n = request.next
         cut = self._scene_change and source.cut
         if cut:
             self._restart_at(n)
-        before = roll.moment
+        before = request.checkpoint
         restart = cut or n - 1 in self._broken
         if before is None or restart:
             # A cold start at a restart is exact even in a preview.
-            roll.approximate = roll.approximate and not restart
+            request.approximate = request.approximate and not restart
             anchored = restart or self._last_restart(n) == n
             before = None
-        moment = Moment(
+        checkpoint = Checkpoint(
             index=n,
             origin=before.origin if before else n,
             anchored=before.anchored if before else anchored,
-            approximate=roll.approximate,
+            approximate=request.approximate,
             state=self._model.step(before.state if before else None, source.frame),
         )
-        self._counters["steps" if n >= self._segments.start(roll.target) else "warmup_steps"] += 1
-        self._store.add(moment, self._model.size(moment.state), wanted)
-        roll.moment = self._last = moment
-        roll.next = n + 1
+        self._counters["steps" if n >= self._segments.start(request.target) else "warmup_steps"] += 1
+        self._store.add(checkpoint, self._model.size(checkpoint.state), wanted)
+        request.checkpoint = self._last = checkpoint
+        request.next = n + 1
 
     def _restart_at(self, n: int) -> None:
         place = bisect.bisect_left(self._restarts, n)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 # Sources are asked for in small groups: few rounds, and few frames in memory at once.
-CHUNK = 8
+REQUEST_GROUP = 8
 
 
 @dataclass(frozen=True, slots=True)

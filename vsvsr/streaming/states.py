@@ -13,7 +13,7 @@ MAX_STATES = 32 + RECENT
 
 
 @dataclass(frozen=True, slots=True)
-class Moment[State]:
+class Checkpoint[State]:
     """The recurrence after it has seen frame ``index``.
 
     Attributes:
@@ -33,15 +33,15 @@ class Moment[State]:
 
 @dataclass(slots=True)
 class _Entry[State]:
-    moment: Moment[State]
+    checkpoint: Checkpoint[State]
     size: int
     age: int
 
 
 class StateStore[State]:
-    """Moments by recency, with checkpoints thinned out as they age.
+    """Checkpoints by recency; older ones are thinned out as they age.
 
-    What it holds changes how long a seek takes, never its result. The two newest moments, the newest of the
+    What it holds changes how long a seek takes, never its result. The two newest checkpoints, the newest of the
     recurrence before, and those of wanted frames stay whatever the budget, so that playback always continues.
 
     Args:
@@ -53,14 +53,14 @@ class StateStore[State]:
         self._entries: dict[tuple[int, int, bool], _Entry[State]] = {}
         self._clock = 0
 
-    def __iter__(self) -> Iterator[Moment[State]]:
-        return (entry.moment for entry in self._entries.values())
+    def __iter__(self) -> Iterator[Checkpoint[State]]:
+        return (entry.checkpoint for entry in self._entries.values())
 
-    def add(self, moment: Moment[State], size: int, wanted: Collection[int]) -> None:
-        """Keep ``moment`` of ``size`` bytes, and drop what has become too much."""
-        key = (moment.origin, moment.index, moment.approximate)
+    def add(self, checkpoint: Checkpoint[State], size: int, wanted: Collection[int]) -> None:
+        """Keep ``checkpoint`` of ``size`` bytes, and drop what has become too much."""
+        key = (checkpoint.origin, checkpoint.index, checkpoint.approximate)
         self._entries.pop(key, None)
-        self._entries[key] = _Entry(moment, size, self._clock)
+        self._entries[key] = _Entry(checkpoint, size, self._clock)
         self._clock += 1
         self._trim(wanted, self._budget)
 
