@@ -148,7 +148,7 @@ def test_temporal_filters_and_decimation_downstream_change_nothing(
     averaged = play(output.std.AverageFrames([1, 1, 1]), in_flight=8)
     evaluated = output.std.FrameEval(lambda n: output)
     assert same(play(evaluated, in_flight=8), reference)
-    core.num_threads = 1
+    core.num_threads, core.max_cache_size = 1, 1000
     assert same(averaged, play(make(clip).std.AverageFrames([1, 1, 1])))
 
 
