@@ -34,8 +34,8 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Subject]:
 
 
 def with_settings(config: object, path: Path, *, tensors: dict[str, torch.Tensor] | None = None) -> None:
-    """A file of a hundred small tensors that says it is a network of these settings."""
-    tensors = tensors or {f"rb1.main.2.{i}.conv1.weight": torch.zeros(1, 1, 3, 3) for i in range(100)}
+    """A file of 400 small tensors that says it is a network of these settings."""
+    tensors = tensors or {f"rb1.main.2.{i}.conv1.weight": torch.zeros(1, 1, 3, 3) for i in range(400)}
     save_file(tensors, path, {"config": config if isinstance(config, str) else json.dumps(config)})
 
 
@@ -198,6 +198,7 @@ def test_a_crafted_file_is_refused_within_the_memory_it_deserves(
         raise AssertionError("was loaded")
 
     assert attempt(Subject(path, load, run), path)[0] == "refused"  # type: ignore[arg-type]
+    assert torch.is_grad_enabled(), "the refusal has left gradients switched off in this thread"
     with pytest.raises(UserError, match=message):
         load(path)
 

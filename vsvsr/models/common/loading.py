@@ -50,21 +50,22 @@ class _Construction(TorchFunctionMode):
     weights of a file will take its place. Tables that a network computes are real.
 
     Args:
-        tensors: that the network may have; it may take so many calls of torch.
+        tensors: how many the file holds; a network that creates many more is refused.
         size: bytes that tables and what they are computed from may take.
     """
 
     def __init__(self, tensors: int, size: int) -> None:
         super().__init__()
-        self._calls = 500 + 50 * tensors  # the networks here take up to 20 a tensor
+        self._tensors = 100 + 2 * tensors
         self._bytes = size
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Raises in functions that return tensors only: context managers restore gradient mode by calls that pass here.
         kwargs = kwargs or {}
-        self._calls -= 1
-        if self._calls < 0:
-            raise ValueError("it holds too few tensors")
         if func is torch.empty:
+            self._tensors -= 1
+            if self._tensors < 0:
+                raise ValueError("it holds too few tensors")
             return func(*args, **{**kwargs, "device": "meta"})
         if getattr(func, "__name__", "") in _FILLS:  # of tensors, or of the same name in torch.nn.init
             return args[0] if args else kwargs["tensor"]
