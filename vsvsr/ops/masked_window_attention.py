@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vsvsr.ops.dispatch import runs_kernels
@@ -34,7 +35,7 @@ def window_table(height: int, width: int, window: int, shift: int, device: torch
     raster = torch.arange(height * width, device=device).view(height, width)
     padding = (0, columns * window - width, 0, rows * window - height)
     raster = F.pad(raster, padding, value=height * width).roll((-shift, -shift), (0, 1))
-    table = raster.view(rows, window, columns, window).transpose(1, 2).reshape(rows * columns, window**2)
+    table = rearrange(raster, "(rows y) (columns x) -> (rows columns) (y x)", y=window, x=window)
     kinds = torch.zeros(rows, columns, dtype=torch.int64, device=device)
     if shift:
         kinds[:, -1] += 1
@@ -263,11 +264,8 @@ def masked_window_attention_reference(
     windows = flat.index_select(0, rows.flatten()).view(-1, frames * positions, channels)
     if table.numel() != pixels:
         windows = windows.masked_fill(plan.padding.repeat(1, frames)[..., None], 0.0)
-    key, value = (
-        F.linear(windows, weight[channels:], bias[channels:])
-        .view(-1, frames * positions, 2, heads, channels // heads)
-        .permute(2, 0, 3, 1, 4)
-    )
+    projected = F.linear(windows, weight[channels:], bias[channels:])
+    key, value = rearrange(projected, "windows keys (kv heads d) -> kv windows heads keys d", kv=2, heads=heads)
 
     # Padding and pixels that only fill up a window's queries share one row behind the others, which is dropped.
     targets, results = [], []
@@ -278,7 +276,7 @@ def masked_window_attention_reference(
         part = slice(start, start + size)
         start += size
         target = plan.target[part]
-        mask = biases[kind][None]  # the CPU's fast path wants four dimensions
+        mask = biases[kind][None]  # the CPU's fast path needs four dimensions
         if level < _FULL:
             pick = plan.kept[part].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, : _BUCKETS[level - 1]]
             wanted = flat.index_select(0, rows[part, -1].gather(1, pick).flatten())
@@ -291,7 +289,7 @@ def masked_window_attention_reference(
         query = query.view(size, -1, heads, channels // heads).transpose(1, 2)
         attended = F.scaled_dot_product_attention(query, key_, value_, attn_mask=mask)
         targets.append(target.flatten())
-        results.append(attended.transpose(1, 2).reshape(-1, channels))
+        results.append(rearrange(attended, "windows heads queries d -> (windows queries) (heads d)"))
     if not results:
         return tokens.new_empty(0, channels)
     attended = torch.cat(results)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import reduce
 from torch import Tensor, nn
 
 from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
@@ -38,10 +39,10 @@ def sample(image: Tensor) -> Tensor:
 def tile_mean(samples: Tensor, tile: int) -> Tensor:
     """Average of samples ``(n, h, w, c)`` per tile: ``(n, rows, columns, c)``; the last tiles may be cut."""
     side = tile // SAMPLE
-    n, height, width, channels = samples.shape
+    height, width = samples.shape[1:3]
     rows, columns = -(-height // side), -(-width // side)
     padded = F.pad(samples, (0, 0, 0, columns * side - width, 0, rows * side - height))
-    sums = padded.view(n, rows, side, columns, side, channels).sum((2, 4))
+    sums = reduce(padded, "n (rows y) (columns x) c -> n rows columns c", "sum", y=side, x=side)
     first_y, first_x = torch.arange(rows, device=sums.device) * side, torch.arange(columns, device=sums.device) * side
     counts = (height - first_y).clamp(max=side)[:, None] * (width - first_x).clamp(max=side)
     return sums / counts[..., None]

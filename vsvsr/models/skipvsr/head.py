@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vsvsr.models.common import PixelShuffleHead
@@ -60,16 +61,15 @@ class GatedHead:
         grid, side = self._grid, 4 * self._tile
         detail = self._head.detail(features)
         missing = (0, grid.columns * side - detail.shape[2], 0, grid.rows * side - detail.shape[1])
-        tiles = F.pad(detail, missing).view(3, grid.rows, side, grid.columns, side)
-        self._details = tiles.permute(1, 3, 0, 2, 4).flatten(0, 1).contiguous()
+        tiles = rearrange(F.pad(detail, missing), "c (rows y) (columns x) -> (rows columns) c y x", y=side, x=side)
+        self._details = tiles.contiguous()
         self._tally.add(grid.count, grid.count)
         return detail
 
     def _picture(self) -> Tensor:
         """The tiles put together."""
-        grid, side = self._grid, 4 * self._tile
-        tiles = self._details.view(grid.rows, grid.columns, 3, side, side)
-        whole = tiles.permute(2, 0, 3, 1, 4).reshape(3, grid.rows * side, grid.columns * side)
+        grid = self._grid
+        whole = rearrange(self._details, "(rows columns) c y x -> c (rows y) (columns x)", rows=grid.rows)
         return whole[:, : 4 * grid.height, : 4 * grid.width]
 
     def _renew(self, pixels: Tensor, tiles: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError
@@ -67,12 +68,12 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Linear(channels, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2).transpose(1, 2)
+        x = rearrange(x, "n c h w -> n (h w) c")
         mean = x.mean(dim=1, keepdim=True)
         x = torch.cat((mean, x), dim=1)
         parts = (self.q_proj(mean), self.k_proj(x), self.v_proj(x))
-        q, k, v = (part.view(len(x), -1, self.heads, part.shape[2] // self.heads).transpose(1, 2) for part in parts)
-        pooled = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1)
+        q, k, v = (rearrange(part, "n tokens (heads d) -> n heads tokens d", heads=self.heads) for part in parts)
+        pooled = rearrange(F.scaled_dot_product_attention(q, k, v), "n heads 1 d -> n (heads d)")
         return self.c_proj(pooled)  # type: ignore[no-any-return]
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 RTSForm = Literal["released", "paper"]
@@ -98,12 +99,12 @@ class RTSAttention(TemporalUnit):
     def _attend(self, query: Tensor, other: Tensor) -> Tensor:
         """Attention of ``(t, r / 3, h, w)`` on the keys and values of ``(t, r, h, w)``."""
         _, key, value = other.chunk(3, dim=1)
-        frames, channels, height, width = query.shape
-        q, k, v = (tensor.reshape(frames, HEADS, channels // HEADS, -1) for tensor in (query, key, value))
+        width = query.shape[-1]
+        q, k, v = (rearrange(x, "t (heads c) h w -> t heads c (h w)", heads=HEADS) for x in (query, key, value))
         # The squares of 57,600 pixels leave the range of fp16, and a flat channel needs the small eps.
         q, k = (F.normalize(tensor.float(), dim=-1, eps=1e-12) for tensor in (q, k))
         weights = (self.temperature.float() * (q @ k.transpose(-2, -1))).softmax(dim=-1)
-        return (weights.to(v.dtype) @ v).view(frames, channels, height, width)
+        return rearrange(weights.to(v.dtype) @ v, "t heads c (h w) -> t (heads c) h w", w=width)
 
 
 class RTSModule(nn.Module):
