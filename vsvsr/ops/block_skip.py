@@ -34,9 +34,9 @@ def block_skip_reference(
 
     Args:
         x: feature maps ``(n, c, h, w)``.
-        held: what stands in for the block's residual where it is skipped, the same shape; zeros make it the identity.
+        held: residual to use where the block is skipped, the same shape; zeros make it the identity.
         block: the block's convolutions.
-        active: which tiles run, bool ``(n, rows, columns)``; the last tiles may reach beyond the map.
+        active: which tiles run, bool ``(n, rows, columns)``; the last tiles may extend past the map.
         tile: side of a tile.
     """
     height, width = x.shape[-2:]
@@ -83,7 +83,7 @@ def _(
 
 
 class SkipGrid:
-    """Where the tiles of ``n`` maps of ``h x w`` lie in a list of pixels, for gathering and scattering.
+    """Indices of the tiles of ``n`` maps of ``h x w`` in a list of pixels, for gathering and scattering.
 
     Maps are kept as pixels ``(n h w + 1, c)``; the last one is zero and stands for all that lies outside. Tiles do
     not overlap and are numbered item by item, row by row.

@@ -1,4 +1,4 @@
-"""Reading tensors from files that nobody vouches for. Nothing in a file is executed, no size in it is believed."""
+"""Reads tensors from untrusted files: no code in a file is executed, and no size stated in it is trusted."""
 
 import io
 import pickletools
@@ -25,7 +25,7 @@ _GLOBALS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|"
     r"torch (Float|Half|BFloat16|Double|Long|Int|Short|Char|Byte|Bool)Storage"
 )
-"""What a checkpoint's structure may refer to. ``torch.load`` allows more, such as ``bytearray`` of any size."""
+"""Globals that a checkpoint may refer to. ``weights_only`` allows more, such as a ``bytearray`` of any size."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
@@ -42,8 +42,8 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
         checkpoint).
 
     Raises:
-        UserError: the file is missing, damaged, of another kind, a pickle that wants to run code, or holds values that
-            are not finite.
+        UserError: the file is missing, damaged, of another kind, a pickle that would run code, or holds
+            non-finite values.
     """
     if path.suffix != ".safetensors":
         content = read_checkpoint(path)
@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
 
 
 def read_checkpoint(path: Path) -> dict[Any, Any]:
-    """What a PyTorch checkpoint holds: tensors, numbers, text, lists and dicts of these. Pass it on to `state_dict`.
+    """The content of a PyTorch checkpoint: tensors, numbers, text, lists and dicts of these. `state_dict` checks sizes.
 
     Raises:
         UserError: the file is missing, damaged, or holds anything else.
@@ -77,7 +77,7 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
         content = torch.load(_screened(path.read_bytes()), map_location="cpu", weights_only=True)
     except OSError as error:
         _refuse(path, f"cannot be read: {error.strerror}", error)
-    except Exception as error:  # whatever the parser stumbles over, the file is not one of ours
+    except Exception as error:  # parsers raise many kinds for damaged input
         _refuse(path, "is not a PyTorch checkpoint of tensors alone, or is damaged", error)
     if not isinstance(content, dict):
         _refuse(path, "holds no state dict (tensors by name)")
@@ -85,10 +85,10 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
 
 
 def state_dict(content: object, path: Path) -> dict[str, "Tensor"]:
-    """``content`` of the file ``path``, after checking that it is a state dict the file has the bytes for.
+    """``content`` of the file ``path``, after checking that it is a state dict no larger than the file.
 
     Raises:
-        UserError: it is something else, larger than the file, or holds values that are not finite.
+        UserError: it is something else, larger than the file, or holds non-finite values.
     """
     import torch
 
@@ -96,14 +96,14 @@ def state_dict(content: object, path: Path) -> dict[str, "Tensor"]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     ):
         _refuse(path, "holds no state dict (tensors by name)")
-    # Views of one storage, or with strides of zero, are larger than what is stored.
+    # Tensors that share storage, or have strides of zero, are larger than what is stored.
     if len(content) > _MOST_TENSORS or sum(value.nbytes for value in content.values()) > path.stat().st_size:
         _refuse(path, "describes more than it holds")
     tensors = {name: value.detach() for name, value in content.items()}  # some checkpoints hold parameters
     for name, value in tensors.items():
         if value.is_complex() or (value.is_floating_point() and value.element_size() < 2):
             _refuse(path, f"holds values in {shown(name)} of type {value.dtype}")
-        # Not a number is the least and the greatest of all; fp64 beyond the range of fp32 is not finite either.
+        # aminmax propagates NaN; fp64 values beyond the range of fp32 would become infinite.
         if value.is_floating_point() and value.numel():
             largest = torch.finfo(torch.float32).max
             if not all(abs(float(end)) <= largest for end in value.aminmax()):
@@ -121,7 +121,7 @@ def _refuse(path: Path, reason: str, cause: Exception | None = None) -> NoReturn
 
 
 def _screened(data: bytes) -> BinaryIO:
-    """A checkpoint for ``torch.load`` in which every size is backed by bytes. Raises ``ValueError`` for others."""
+    """The checkpoint for ``torch.load``. Raises ``ValueError`` where stated sizes exceed the file's."""
     if not zipfile.is_zipfile(io.BytesIO(data)):
         # The form from before PyTorch 1.6: number, version, system, structure, keys, then the values.
         file = io.BytesIO(data)
@@ -137,7 +137,7 @@ def _screened(data: bytes) -> BinaryIO:
             raise ValueError("two entries of one name")
         if sum(entry.file_size for entry in entries) > len(data):
             raise ValueError("sizes beyond the file's")
-        # Copied, so that what torch reads is what was checked: readers of zip files differ in what they find.
+        # Rewritten, so that torch reads exactly what was checked: zip readers disagree about malformed archives.
         for entry in entries:
             content = archive.read(entry)
             if entry.filename.endswith(".pkl"):
@@ -148,7 +148,7 @@ def _screened(data: bytes) -> BinaryIO:
 
 
 def _screen_pickle(file: BinaryIO) -> None:
-    """Move behind the next pickle. Raises ``ValueError`` when it is long or refers to more than `_GLOBALS`."""
+    """Skip the next pickle. Raises ``ValueError`` when it is too long or refers to anything but `_GLOBALS`."""
     start = file.tell()
     for operation, argument, position in pickletools.genops(file):
         if operation.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):

@@ -55,7 +55,7 @@ class BasicVSR(PixelShuffleHead):
         Args:
             frames: a stretch of the clip, each ``(1, 3, h, w)``, RGB in [0, 1].
             emit: a non-empty range of indices with step 1.
-            buffer: where the backward pass's features wait, ``4 c h w`` bytes a frame in fp32; by default on the
+            buffer: for the backward pass's features, ``4 c h w`` bytes a frame in fp32; by default on the
                 device.
 
         Returns:

@@ -1,4 +1,4 @@
-"""From a file to a network: nothing is built that the file does not hold."""
+"""Construction of networks from files, in memory bounded by the size of the file."""
 
 import json
 import types
@@ -19,7 +19,7 @@ _LONGEST_SETTINGS = 1 << 16
 _MOST = 1 << 16
 _FILLS = frozenset(("normal_", "uniform_", "kaiming_uniform_", "erfinv_"))
 _TABLES = 1 << 26
-"""Bytes for the tables that a network computes, and what they are computed from, beyond the size of its weights."""
+"""Bytes for tables that a network computes and for their intermediate results, besides the size of the weights."""
 _FACTORIES = frozenset((torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
 
@@ -30,7 +30,7 @@ class Loaded[Network: nn.Module]:
     Attributes:
         network: its ``half()`` is the rule for half precision: what has to stay in fp32 stays so.
         scale: output pixels per input pixel in each direction.
-        smallest_side: smallest height and width that the network takes; most pad inside.
+        smallest_side: smallest height and width that the network accepts.
     """
 
     network: Network
@@ -44,14 +44,14 @@ class Loaded[Network: nn.Module]:
 
 
 class _Construction(TorchFunctionMode):
-    """Constructs a network without memory for its weights, within bounds for everything else.
+    """Mode in which a network is constructed without memory for its weights, and within limits for everything else.
 
-    What ``torch.empty`` makes, as torch's own layers do for their weights, gets no memory and is not filled, as the
-    weights of a file will take its place. Tables that a network computes are real.
+    ``torch.empty``, with which torch's layers create their weights, gives tensors on the meta device, which are not
+    initialised: the file's weights replace them. Tables that a network computes are real tensors.
 
     Args:
         tensors: how many the file holds; a network that creates many more is refused.
-        size: bytes that tables and what they are computed from may take.
+        size: limit in bytes for tables and the intermediate results of computing them.
     """
 
     def __init__(self, tensors: int, size: int) -> None:
@@ -67,7 +67,7 @@ class _Construction(TorchFunctionMode):
             if self._tensors < 0:
                 raise ValueError("it holds too few tensors")
             return func(*args, **{**kwargs, "device": "meta"})
-        if getattr(func, "__name__", "") in _FILLS:  # of tensors, or of the same name in torch.nn.init
+        if getattr(func, "__name__", "") in _FILLS:  # methods of tensors, and functions of torch.nn.init
             return args[0] if args else kwargs["tensor"]
         if func in _FACTORIES:
             self._spend(func(*args, **{**kwargs, "device": "meta"}))
@@ -88,12 +88,12 @@ def build[Network: nn.Module](
 ) -> Network:
     """The network that ``make`` constructs, with ``tensors`` as its weights, in evaluation mode, in fp32 on the CPU.
 
-    It is constructed without memory for its weights, within an effort that the number of tensors allows, and compared
-    with them: name by name, shape by shape. So whatever the settings in a file say, what takes memory is what the file
-    holds.
+    The network is constructed on the meta device and compared with ``tensors`` by names and shapes before memory is
+    allocated; the time of construction is bounded by the number of tensors. Settings in a file therefore cannot make
+    the network larger than the file.
 
     Args:
-        make: constructs the network. What it raises means that there is no such network.
+        make: constructs the network; an exception means that the settings are invalid.
         tensors: of the whole state dict.
         path: of the file, for messages.
         kind: what the file should hold, for messages.
@@ -106,7 +106,7 @@ def build[Network: nn.Module](
             network = make()
     except UserError:
         raise
-    except Exception as error:  # whatever the constructors of networks raise for settings that make no sense
+    except Exception as error:  # constructors raise many kinds for invalid settings
         raise _misfit(path, kind, str(error) or type(error).__name__) from error
     expected = network.state_dict()
     for name, value in expected.items():
@@ -135,7 +135,7 @@ def save_tensors(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
 
 
 def read_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The settings that our own files carry as JSON in their metadata, still to be checked by `parse`.
+    """The configuration in the metadata of our own files, not yet checked: see `parse`.
 
     Raises:
         UserError: there are none, or they are damaged.

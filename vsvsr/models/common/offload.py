@@ -1,4 +1,4 @@
-"""Features that wait for the frames around theirs: on the device up to a budget, in host memory beyond it."""
+"""Buffer for features that are needed again later: on the device up to a budget, in host memory beyond it."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Buffered:
-    """A waiting tensor.
+    """A buffered tensor.
 
     Attributes:
         tensor: on its device or on the host.
@@ -22,13 +22,13 @@ class Buffered:
 
 
 class OffloadBuffer:
-    """Counts what waits on the device and keeps it within a budget.
+    """Counts the buffered bytes on the device and keeps them within a budget.
 
     Args:
-        budget: bytes that may wait on the device, besides what :meth:`keep` counts; None for no limit.
+        budget: bytes that may be buffered on the device, besides what :meth:`keep` counts; None for no limit.
 
     Attributes:
-        held: bytes waiting on the device now.
+        held: bytes buffered on the device now.
         peak: the most there have been.
         offloaded: bytes moved to the host so far.
     """
@@ -41,7 +41,7 @@ class OffloadBuffer:
         self._movable = 0
 
     def put(self, tensor: Tensor) -> Buffered:
-        """Let a tensor wait."""
+        """Buffer a tensor."""
         if self.budget is not None and self._movable + tensor.nbytes > self.budget:
             self.offloaded += tensor.nbytes
             return Buffered(tensor.cpu(), tensor.device, 0)

@@ -15,7 +15,7 @@ _BAND_ELSEWHERE = 1 << 18
 
 
 class PixelShuffleHead(nn.Module):
-    """Base of networks that reconstruct x4 with two pixel shuffles; its layers lie at the top of the state dict.
+    """Base of networks that reconstruct x4 with two pixel shuffles; its layers are at the top level of the state dict.
 
     One output pixel depends on features at most 2 LR pixels away, so a halo of 2 makes tiled reconstruction exact.
 
@@ -62,7 +62,7 @@ class PixelShuffleHead(nn.Module):
     @staticmethod
     @torch.no_grad()
     def add_base(detail: Tensor, frame: Tensor, planes: Sequence[Tensor]) -> None:
-        """The rest of `render` where its ``detail`` is known already."""
+        """`render` for a ``detail`` that is already computed."""
         base = F.interpolate(frame, scale_factor=4, mode="bilinear", align_corners=False)[0]
         _add(detail, base, planes)
 

@@ -15,7 +15,7 @@ DENSE_ABOVE = 0.75
 
 @dataclass(slots=True)
 class BlockMemory:
-    """What a block did at the step before, position by position, without motion compensation; each ``(n, h, w, c)``.
+    """Results of a block at the previous step, per position, without motion compensation; each ``(n, h, w, c)``.
 
     Attributes:
         tokens: the normalised current frame, which the mask predictor compares with the next one.

@@ -96,7 +96,7 @@ class MIAVSR(PixelShuffleHead):
         Args:
             frames: a stretch of the clip, each ``(n, 3, h, w)``, RGB in [0, 1].
             emit: a non-empty range of indices with step 1.
-            buffer: where the feature maps of all frames but the current ones wait; by default on the device.
+            buffer: for the feature maps of all frames but the current ones; by default on the device.
             gate: decides the masks.
             sparse: see `forward`.
 

@@ -1,4 +1,4 @@
-"""Real-ESRGAN's files: ncnn's weights as its portable version carries them, and the published ``.pth``."""
+"""Real-ESRGAN's files: the ncnn weights of its portable version, and the published ``.pth``."""
 
 from functools import partial
 from pathlib import Path

@@ -49,7 +49,7 @@ def tile_mean(samples: Tensor, tile: int) -> Tensor:
 
 
 def block_weights(block: ResidualBlock) -> BlockWeights:
-    """The convolutions of ``block`` as the operation wants them."""
+    """The convolutions of ``block`` in the form that `SkipGrid` takes."""
     biases = block.conv1.bias, block.conv2.bias
     assert biases[0] is not None
     assert biases[1] is not None
@@ -70,7 +70,7 @@ class TileGate:
     """
 
     def __init__(self, estimator: nn.Linear, threshold: float, tile: int) -> None:
-        # Confidences near the threshold shall not depend on the precision of the network.
+        # In fp32, so that decisions near the threshold do not depend on the precision of the network.
         self._weight, self._bias = estimator.weight.float(), estimator.bias.float()
         self._threshold, self._tile = threshold, tile
 
@@ -86,9 +86,9 @@ class TileGate:
 
 
 class GatedTrunk:
-    """A trunk that remembers earlier frames of one pass and skips what they can stand in for.
+    """A trunk that keeps the residuals of earlier frames of one pass and skips the tiles that hardly changed.
 
-    Where the gate does not ask for block ``m``, given its input,
+    Where the gate skips block ``m``, given its input,
 
     * ``hold=True``: its last residual in that tile is added again; the gate's reference is the input that gave it, so
       that slow changes add up until the block runs;
@@ -142,9 +142,9 @@ class GatedTrunk:
         return grid.image(pixels)
 
     def _hold_entry(self, entry: Tensor) -> Tensor:
-        """The entry with its unchanged tiles replaced by those of earlier frames, so that a resting tile stays at rest.
+        """The entry with its unchanged tiles replaced by those of earlier frames, so that a static tile stays static.
 
-        Flow between equal pictures is not quite zero: each warp would move a held state a little further.
+        Flow between equal pictures is not quite zero: each warp would shift a held state a little further.
         """
         samples = sample(entry)
         if self._entry_held is not None:

@@ -14,10 +14,10 @@ _BATCH = 16
 
 
 class GatedHead:
-    """A head that remembers the last picture of one pass and renews the tiles whose features changed.
+    """A head that keeps the last picture of one pass and recomputes the tiles whose features changed.
 
-    What the head adds to the enlarged frame is treated like the residual of one more block: its gates look at the
-    states that both trunks leave, and where neither asks for it, what the head added last is added again.
+    What the head adds to the enlarged frame is treated like the residual of one more block: its gates compare the
+    final states of both trunks, and where neither changed, what the head added last is added again.
 
     Args:
         head: the network; its four convolutions are used.

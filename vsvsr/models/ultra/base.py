@@ -95,7 +95,7 @@ def encode_prompt(folder: Path, prompt: str) -> Tensor:
 
     def make(known: Mapping[str, Any]) -> nn.Module:
         tower: nn.Module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**known))
-        # Whose parts lie one level deeper in older versions of transformers.
+        # Older versions of transformers nest the parts one level deeper.
         return getattr(tower, "text_model", tower)
 
     tower = _load(folder / "text_encoder", TextSettings, make, _text_names, file="model.safetensors")
@@ -113,7 +113,7 @@ def tokenise(folder: Path, texts: list[str]) -> Tensor:
     try:
         tokenizer = kind.from_pretrained(folder / "tokenizer", local_files_only=True)
         tokens = tokenizer(texts, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt")
-    except Exception as error:  # of any kind, for files that make no sense
+    except Exception as error:  # parsers raise many kinds for damaged input
         raise UserError(f"{folder / 'tokenizer'} cannot be read: {shown(str(error))}") from error
     return tokens.input_ids  # type: ignore[no-any-return]
 
@@ -133,9 +133,9 @@ def _load[Settings](
     *,
     file: str = "diffusion_pytorch_model.safetensors",
 ) -> nn.Module:
-    """A part of the folder. Of its settings those are used that ``kind`` knows, the others are as Stable Diffusion's.
+    """A part of the folder. Settings that are no field of ``kind`` are ignored: they are those of Stable Diffusion.
 
-    ``rename`` gives the names of today; None for tensors that are not needed.
+    ``rename`` gives the name in the network, None for tensors that are not needed.
     """
     values = read_json(folder / "config.json")
     known = parse(kind, {field.name: values[field.name] for field in fields(kind) if field.name in values}, folder)  # type: ignore[arg-type]  # a dataclass
@@ -145,7 +145,7 @@ def _load[Settings](
 
 
 def _modern_attention(name: str) -> str:
-    """The autoencoder was published when diffusers named its attention layers otherwise."""
+    """Today's name of a tensor: the published autoencoder has names of an older version of diffusers."""
     for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name

@@ -91,7 +91,7 @@ def apply_checkpoint(network: UltraVSR, state: dict[str, Any]) -> None:
     """
     unet, vae = _Entries(state, "state_dict_unet"), _Entries(state, "state_dict_vae")
     if "conv_in" in _entry(state, "unet_lora_encoder_modules"):
-        # The base weight of this layer was trained too, and lies under its adapter.
+        # The base weight of this layer was trained as well; it is stored below its adapter.
         for name, parameter in network.unet.conv_in.named_parameters():
             parameter.data.copy_(unet.pop(f"conv_in.base_layer.{name}", tuple(parameter.shape)))
     for modules, (rank, adapter) in _MODULES.items():

@@ -1,4 +1,4 @@
-"""What a stage keeps waiting, counted from shapes: works on the meta device, so for any size on any machine."""
+"""Buffered bytes of a stage, counted from shapes: also on the meta device, so for any size on any machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Waiting:
     Attributes:
         skips: all skip connections of one frame.
         inputs: features of one frame before each temporal shift module.
-        stream: what a stream keeps between two frames, whatever the length of the clip.
+        stream: what a stream keeps between two frames; independent of the length of the clip.
     """
 
     skips: int

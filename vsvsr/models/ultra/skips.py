@@ -1,4 +1,4 @@
-"""Skip connections of frames that wait."""
+"""Buffered skip connections."""
 
 from torch import Tensor
 

@@ -1,8 +1,8 @@
 """Temporal shift over clips of any length, exactly and in memory that does not depend on the length.
 
 Every temporal unit needs the reduced features of one frame before and one after. It therefore holds a frame back until
-the next one has come, and the network runs as a chain in which each frame goes as far as it can. Frames see the very
-operations of a run over the whole clip, so the results are the same to the bit.
+the next one arrives, and the network runs as a pipeline in which each frame advances as far as its inputs allow. Every
+frame passes through the operations of a run over the whole clip, so the results are identical to the bit.
 """
 
 from collections import deque
@@ -28,11 +28,11 @@ ENCODER_TILE, ENCODER_OVERLAP = 376, 8
 """In latent pixels: frames up to 3008 pixels wide are encoded in one piece."""
 
 Moving = tuple[Tensor, Skips]
-"""A frame on its way: running features ``(1, c, h, w)`` and skip connections."""
+"""A frame inside the pipeline: running features ``(1, c, h, w)`` and skip connections."""
 
 
 class Window:
-    """One temporal unit over a stream: holds a frame back until the next one has come."""
+    """One temporal unit over a stream: holds a frame back until the next one arrives."""
 
     def __init__(self, unit: TemporalUnit, buffer: OffloadBuffer) -> None:
         self._unit = unit
@@ -48,7 +48,7 @@ class Window:
         return ready
 
     def finish(self) -> Moving | None:
-        """The last frame, beyond which there is nothing; the window is empty then."""
+        """The last frame, whose next frame counts as zero; the window is empty then."""
         ready = self._combine(None)
         if self._before is not None:
             self._buffer.drop(self._before)
@@ -70,11 +70,11 @@ class Window:
 
 
 class Pipeline:
-    """Steps over a stream of frames, each as far as it can go; delivers with a delay of one frame per temporal unit.
+    """Steps over a stream of frames, each as far as possible, with a delay of one frame per temporal unit.
 
     Args:
         steps: of one stage.
-        buffer: where frames and skip connections wait.
+        buffer: for frames and skip connections.
     """
 
     def __init__(self, steps: Sequence[Step], buffer: OffloadBuffer) -> None:
@@ -157,21 +157,21 @@ class Upscaler:
     """The network with the settings of one clip.
 
     Args:
-        network: on its device, in the type it shall compute in.
+        network: on its device, in the type it computes in.
         degradation: d of the clip, between 0 (ruined) and 1 (clean); one value for all frames.
         prompt: text embedding ``(1, tokens, width)``.
         colour: how the result gets the colours of the input.
         tile: height and width of spatial tiles in latent pixels (8 output pixels), multiples of 8 of at least 16; 0 for
             the whole side.
         overlap: latent pixels that neighbouring tiles have in common in the decoder; in the UNet twice as many.
-        budget: bytes of waiting features kept on the device, the others wait in host memory; None for no limit.
+        budget: bytes of features buffered on the device, the others go to host memory; None for no limit.
 
     Attributes:
         scale: output pixels per input pixel in each direction.
         reach: frames to each side on which an output depends.
         lead: frames before the first wanted one that the decoder must see.
         frames_seen: frames that went through the UNet so far.
-        buffer: where features wait at present.
+        buffer: of the features, at present.
 
     Raises:
         UserError: a setting is out of its range.
@@ -239,7 +239,7 @@ class Upscaler:
         return tiles.blend([self.network.encode(tile) for tile in tiles.cut(padded.to(self.network.dtype), VAE_FACTOR)])
 
     def stages(self, height: int, width: int) -> tuple[TiledPipeline, TiledPipeline]:
-        """Fresh pipelines for latents of that size: to noise, and to pictures in [-1, 1]. What waited is forgotten."""
+        """Fresh pipelines for latents of that size: to noise, and to pictures in [-1, 1]. Drops buffered features."""
         self.buffer = OffloadBuffer(self.budget)
         unet, decoder = (
             Tiles(height, width, tile=self.tile, overlap=overlap) for overlap in (2 * self.overlap, self.overlap)
