@@ -82,7 +82,7 @@ def test_a_warm_start_is_distilled_into_a_recurrent_network_that_says_how_it_was
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     assert (metadata["step"], metadata["seed"]) == ("2", "0")
-    assert "distill" in metadata["command"]
+    assert metadata["command"].startswith("python -m vsvsr.training distill ")
     header = (tmp_path / "run" / "log.csv").read_text().splitlines()[0].split(",")
     assert {"teacher", "truth", "temporal_consistency"} <= set(header)
 

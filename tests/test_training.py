@@ -1,9 +1,11 @@
 """Training data and the stage-1 loop on tiny clips."""
 
+import argparse
 import csv
 import dataclasses
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -36,6 +38,7 @@ from vsvsr.training.harness import Optimiser, Processes, RunFolder, train
 from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
 from vsvsr.training.recipes import fastreal, fastreal_gan
 from vsvsr.training.recurrent import Chunk, RecurrentTraining, open_clips, unroll, with_first_flow
+from vsvsr.training.settings import add_options, read_options
 from vsvsr.video.ffmpeg import Codec, Deinterlacer, through_codec, through_fields
 from vsvsr.video.source import Pictures, open_video
 
@@ -689,13 +692,18 @@ def test_validation_clips_of_few_frames_are_judged_by_their_last(sources: Path, 
     assert load_fastreal(tmp_path / "run/best.safetensors").network.config == TINY
 
 
-def test_exported_weights_say_how_they_were_made(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["training", "fastreal", "clips", "--steps", "1"])
+def test_exported_weights_say_how_they_were_made(data: Path, tmp_path: Path) -> None:
     (tmp_path / "facts.json").write_text('{"recipe": "test"}')
-    trained(settings(data, tmp_path / "run", steps=1, seed=7, metadata=tmp_path / "facts.json"))
+    given = settings(data, tmp_path / "run", steps=1, seed=7, bf16=True, metadata=tmp_path / "facts.json")
+    trained(given)
     with safe_open(tmp_path / "run/last.safetensors", framework="pt") as file:
         metadata = file.metadata()
-    assert metadata["command"] == "python -m vsvsr.training fastreal clips --steps 1"
+    interpreter, _, package, recipe, *options = shlex.split(metadata["command"])
+    assert (interpreter, package, recipe) == ("python", "vsvsr.training", "fastreal")
+    assert {"--steps", "--seed", "--bf16"} <= set(options) and "--stateless" not in options
+    parser = argparse.ArgumentParser()
+    add_options(parser, fastreal.Settings)
+    assert read_options(fastreal.Settings, parser.parse_args(options)) == given
     assert (metadata["seed"], metadata["step"], metadata["recipe"]) == ("7", "1", "test")
     assert float(metadata["validation_psnr"]) > 5
     (tmp_path / "facts.json").write_text("[1]")

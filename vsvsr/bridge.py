@@ -80,7 +80,7 @@ class FilterInstance:
         torch.cuda.empty_cache()
 
     def _run[Result](self, function: Callable[[], Result]) -> Result:
-        """Run on the device's thread; where its memory runs out, forget what can be had again, and try once more."""
+        """Run on the device's thread; where its memory runs out, drop recomputable caches and retry once."""
         try:
             return self._worker.run(function)
         except torch.OutOfMemoryError:

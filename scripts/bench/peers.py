@@ -55,7 +55,7 @@ def by_filter(call: Callable[[vs.VideoNode], vs.VideoNode]) -> Enlarge:
 
 
 def by_network(name: str) -> Enlarge:
-    """A published per-frame network, in bfloat16 where the CPU has it: a reference for pictures, not for time."""
+    """A published per-frame network in fp32, without VapourSynth around it."""
     network = load_ncnn(name, weights.verify(name)).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

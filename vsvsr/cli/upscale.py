@@ -230,7 +230,7 @@ def _check_filter(name: str) -> None:
 
 
 class _Rate(ProgressColumn):
-    """Frames per second of late."""
+    """Recent frames per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.2f} fps" if task.speed and not task.finished else "")

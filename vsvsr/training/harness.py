@@ -8,7 +8,6 @@ import csv
 import json
 import math
 import shlex
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError
-from vsvsr.training.settings import RunSettings
+from vsvsr.training.settings import RunSettings, write_options
 
 Row = dict[str, float | str]
 
@@ -348,7 +347,8 @@ def _given_metadata(path: Path | None) -> dict[str, str]:
 
 def _facts(settings: RunSettings, step: int, scores: Row) -> dict[str, str]:
     """What an exported file says of its origin: enough to train it again, or on."""
-    command = shlex.join(["python", "-m", "vsvsr.training", *sys.argv[1:]])
+    recipe = type(settings).__module__.rpartition(".")[2]
+    command = shlex.join(["python", "-m", "vsvsr.training", recipe, *write_options(settings)])
     numbers = {f"validation_{name}": f"{value:.4g}" for name, value in scores.items() if not isinstance(value, str)}
     return {"command": command, "seed": str(settings.seed), "step": str(step), **numbers}
 

@@ -51,6 +51,20 @@ def read_options[T: Settings](kind: type[T], arguments: argparse.Namespace) -> T
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
+def write_options(settings: Settings) -> list[str]:
+    """Arguments from which a parser with `add_options` reads ``settings``; what has its default value is left out."""
+    positional: list[str] = []
+    named: list[str] = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if _option(type(settings), field.name).positional:
+            positional.append(str(value))
+        elif value != field.default:
+            parts = value if isinstance(value, tuple) else () if value is True else (value,)
+            named += ["--" + field.name.replace("_", "-"), *map(str, parts)]
+    return positional + named
+
+
 def _option(kind: type, name: str) -> Option:
     """Declaration of the field by the nearest class that has one."""
     for base in kind.__mro__:

@@ -92,7 +92,7 @@ def _to_array(frame: vs.VideoFrame) -> np.ndarray:
 
 
 class _Progress(logging.Handler):
-    """Hears BestSource's messages through VapourSynth's log: indexing progress, and one needless warning."""
+    """Reads BestSource's indexing progress from VapourSynth's log."""
 
     def __init__(self, report: Callable[[int], None]) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """What a FastRealVSR network is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Variant = Literal["none", "full", "blurry", "sharp", "conv"]
@@ -72,15 +72,5 @@ COMPACT = FastRealConfig(
 )
 """The size that runs at a third of the time of a per-frame network of 16 convolutions with 64 channels."""
 
-PLAIN = FastRealConfig(
-    channels=64,
-    trunk="plain",
-    rb1_blocks=4,
-    rb2_blocks=13,
-    head="single",
-    base="nearest",
-    fast_sca=True,
-    key_channels=16,
-    flow="light",
-)
+PLAIN = replace(COMPACT, channels=64, trunk="plain", rb1_blocks=4, rb2_blocks=13, base="nearest")
 """The size of a published fast per-frame network, Real-ESRGAN's animevideov3, plus a hidden state."""
