@@ -12,7 +12,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from pycvvdp import cvvdp
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -24,6 +26,7 @@ from vsvsr.evaluation import compare
 from vsvsr.evaluation.compare import frame_scores, score, sheet, to_tensor
 from vsvsr.evaluation.metrics import flicker, luma, psnr, round_to_8_bit, ssim
 from vsvsr.evaluation.niqe import niqe
+from vsvsr.evaluation.perceptual import jod
 from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.weights import find
 
@@ -240,6 +243,31 @@ def test_folders_of_pictures_are_judged_like_films(film: Path, tmp_path: Path) -
     ((name, psnr_y, *_),) = evaluated(folder, film, "--frames", 3)
     assert name == "000"
     assert float(psnr_y) > 45
+
+
+def test_the_truth_itself_looks_perfect_and_a_coarse_copy_does_not(film: Path, tmp_path: Path) -> None:
+    run_ffmpeg(["-i", str(film), "-c:v", "libx264", "-crf", "45", str(tmp_path / "coarse.mkv")])
+    ((*_, erqa, jod),) = evaluated(film, film, "--perceptual", "--frames", 3)
+    assert (erqa, jod) == ("1.000", "10.00")
+    ((*_, erqa, jod),) = evaluated(tmp_path / "coarse.mkv", film, "--perceptual", "--frames", 3)
+    assert 0 < float(erqa) < 0.95
+    assert 2 < float(jod) < 9.5
+    with pytest.raises(UserError, match=r"^--perceptual compares with the truth; give it after the clip$"):
+        CliRunner().invoke(app, [str(film), "--perceptual"], catch_exceptions=False)
+
+
+def test_jod_is_what_the_package_gives_for_whole_clips_and_counts_flicker() -> None:
+    truth = F.interpolate(noise(6, 3, 8, 12), scale_factor=8, mode="bicubic").clamp(0, 1)
+    steady, unsteady = truth.clone(), truth.clone()
+    steady += 0.04
+    unsteady[::2] += 0.04
+    unsteady[1::2] -= 0.04
+    metric = cvvdp(display_name="standard_fhd", quiet=True, device=torch.device("cpu"))
+    for clip in (steady, unsteady):
+        shown = round_to_8_bit(clip), round_to_8_bit(truth)
+        whole, _ = metric.predict(*shown, dim_order="FCHW", frames_per_second=25)
+        assert jod(clip, truth) == pytest.approx(float(whole), abs=1e-4)
+    assert jod(unsteady, truth) < jod(steady, truth)
 
 
 def test_few_frames_are_held_at_a_time_however_long_the_clip_is(

@@ -15,6 +15,9 @@ from vsvsr.video.source import Pictures, open_video
 
 app = typer.Typer()
 
+_UNKNOWN_RATE = 25.0
+"""Frames per second of a clip that tells none."""
+
 
 @app.command()
 def evaluate(
@@ -22,22 +25,38 @@ def evaluate(
     truth: Annotated[Path | None, typer.Argument(help="What it should look like: same size, same frames.")] = None,
     source: Annotated[Path | None, typer.Option(help="The small video: adds bicubic and Lanczos to compare.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="How many frames to judge.")] = 100,
+    perceptual: Annotated[
+        bool, typer.Option("--perceptual", help="Add ERQA and ColorVideoVDP (JOD); needs the truth, takes minutes.")
+    ] = False,
     per_frame: Annotated[Path | None, typer.Option(help="Write PSNR-Y and NIQE of every frame to this CSV.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write crops side by side to this PNG.")] = None,
 ) -> None:
-    """PSNR and SSIM (Y and RGB) and flicker against the truth, NIQE without it."""
+    """PSNR and SSIM (Y and RGB) and flicker against the truth, NIQE without it.
+
+    With --perceptual also ERQA, the share of the truth's edges that are restored in place (1 is best), and
+    ColorVideoVDP's just-objectionable-differences on a full-HD monitor (10 is best); both need vsvsr[evaluate].
+    """
+    if perceptual and truth is None:
+        raise UserError("--perceptual compares with the truth; give it after the clip")
     with ExitStack() as outputs:
         # Opened first: an hour of judging is not lost to a name that cannot be written.
         csv_path, sheet_path = (
             outputs.enter_context(written_whole(path)) if path else None for path in (per_frame, sheet)
         )
-        _evaluate(clip, truth, source, frames, csv_path, sheet_path)
+        _evaluate(clip, truth, source, frames, perceptual, csv_path, sheet_path)
 
 
 def _evaluate(
-    clip: Path, truth: Path | None, source: Path | None, frames: int, csv_path: Path | None, sheet_path: Path | None
+    clip: Path,
+    truth: Path | None,
+    source: Path | None,
+    frames: int,
+    perceptual: bool,
+    csv_path: Path | None,
+    sheet_path: Path | None,
 ) -> None:
     from vsvsr.evaluation import compare
+    from vsvsr.evaluation.perceptual import erqa, jod
     from vsvsr.models.fastreal.flow import LightFlow
 
     judged = _open(clip, frames)
@@ -53,13 +72,17 @@ def _evaluate(
         clips["bicubic"] = compare.EightBitClip(small, compare.enlarged(size, Image.Resampling.BICUBIC))
         clips["Lanczos"] = compare.EightBitClip(small, compare.enlarged(size, Image.Resampling.LANCZOS))
     reference = None if truth is None else compare.EightBitClip(_open(truth, frames))
-    table = Table("clip", "PSNR-Y", "PSNR", "SSIM-Y", "SSIM", "flicker", "NIQE", box=None, pad_edge=False)
+    looks = ("ERQA", "JOD") if perceptual else ()
+    table = Table("clip", "PSNR-Y", "PSNR", "SSIM-Y", "SSIM", "flicker", *looks, "NIQE", box=None, pad_edge=False)
     for name, pictures in clips.items():
         cells = ["", "", "", "", ""]
         if reference is not None:
             scores = compare.score(pictures, reference, LightFlow().requires_grad_(False))
             cells = [f"{scores.psnr_y:.2f}", f"{scores.psnr_rgb:.2f}", f"{scores.ssim_y:.4f}"]
             cells += [f"{scores.ssim_rgb:.4f}", f"{scores.flicker:.3f}"]
+            if perceptual:
+                rate = judged.frames_per_second or _UNKNOWN_RATE
+                cells += [f"{erqa(pictures, reference):.3f}", f"{jod(pictures, reference, frames_per_second=rate):.2f}"]
         table.add_row(name, *cells, "" if small_picture else f"{compare.mean_niqe(pictures):.3f}")
     Console().print(table)
     if csv_path is not None:

@@ -1,20 +1,25 @@
 """Measures of how a picture looks to a viewer; both come from packages of the extra ``evaluate``."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from vsvsr.errors import UserError
+from vsvsr.evaluation.compare import Clip
 from vsvsr.evaluation.metrics import round_to_8_bit
 
 _INSTALL = 'pip install "vsvsr[evaluate]"'
 
 
-def erqa(clip: Tensor, truth: Tensor) -> float:
+def erqa(clip: Iterable[Tensor], truth: Iterable[Tensor]) -> float:
     """Mean over the frames of ERQA (Kirillova et al., 2022): the share of the truth's edges restored in place, 0 to 1.
 
     Args:
-        clip: ``(t, 3, h, w)`` in [0, 1].
-        truth: the same shape.
+        clip: frames ``(3, h, w)`` in [0, 1].
+        truth: as many, of the same size.
 
     Raises:
         UserError: the package is not installed.
@@ -24,19 +29,19 @@ def erqa(clip: Tensor, truth: Tensor) -> float:
     except ImportError:
         raise UserError(f"ERQA needs the package erqa; run: {_INSTALL}") from None
     metric = ERQA()
-    pairs = zip(_bgr(clip), _bgr(truth), strict=True)
-    return float(np.mean([metric(picture, reference) for picture, reference in pairs]))
+    pairs = zip(clip, truth, strict=True)
+    return float(np.mean([metric(_bgr(picture), _bgr(reference)) for picture, reference in pairs]))
 
 
-def jod(clip: Tensor, truth: Tensor, *, frames_per_second: float = 25) -> float:
+def jod(clip: Clip, truth: Clip, *, frames_per_second: float = 25) -> float:
     """ColorVideoVDP (Mantiuk et al., 2024) over the whole clip, on a full-HD monitor.
 
     In just-objectionable-differences: 10 is indistinguishable, one less is seen by three viewers of four. Flicker
-    counts.
+    counts. A few frames are held at a time.
 
     Args:
-        clip: ``(t, 3, h, w)`` in [0, 1].
-        truth: the same shape.
+        clip: frames ``(3, h, w)`` in [0, 1].
+        truth: as many, of the same size.
         frames_per_second: of both.
 
     Raises:
@@ -44,14 +49,35 @@ def jod(clip: Tensor, truth: Tensor, *, frames_per_second: float = 25) -> float:
     """
     try:
         from pycvvdp import cvvdp
+        from pycvvdp.video_source import video_source_dm
     except ImportError:
         raise UserError(f"ColorVideoVDP needs the package cvvdp; run: {_INSTALL}") from None
-    metric = cvvdp(display_name="standard_fhd", quiet=True, device=clip.device)
-    frames = round_to_8_bit(clip.float())
-    value, _ = metric.predict(frames, truth.float(), dim_order="FCHW", frames_per_second=frames_per_second)
+
+    class Pair(video_source_dm):  # type: ignore[misc]  # untyped
+        """The two clips as the package asks for them; the names are its own."""
+
+        def get_video_size(self) -> tuple[int, int, int]:
+            return truth[0].shape[1], truth[0].shape[2], len(truth)
+
+        def get_frames_per_second(self) -> float:
+            return frames_per_second
+
+        def get_test_frame(self, frame: int, device: torch.device, colorspace: str) -> Any:
+            return self._shown(clip[frame], device, colorspace)
+
+        def get_reference_frame(self, frame: int, device: torch.device, colorspace: str) -> Any:
+            return self._shown(truth[frame], device, colorspace)
+
+        def _shown(self, picture: Tensor, device: torch.device, colorspace: str) -> Any:
+            encoded = round_to_8_bit(picture.float())[None, :, None].to(device)
+            return self.apply_dm_and_color_transform(encoded, colorspace)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    metric = cvvdp(display_name="standard_fhd", quiet=True, device=device)
+    value, _ = metric.predict_video_source(Pair(display_photometry=metric.display_photometry))
     return float(value)
 
 
-def _bgr(clip: Tensor) -> np.ndarray:
-    """``(t, h, w, 3)`` uint8 in OpenCV's order of colours."""
-    return np.ascontiguousarray((round_to_8_bit(clip) * 255).round().byte().permute(0, 2, 3, 1).flip(-1).numpy())
+def _bgr(picture: Tensor) -> np.ndarray:
+    """``(h, w, 3)`` uint8 in OpenCV's order of colours."""
+    return np.ascontiguousarray((round_to_8_bit(picture) * 255).round().byte().permute(1, 2, 0).flip(-1).numpy())

@@ -55,6 +55,8 @@ class Pictures:
     def __init__(self, clip: vs.VideoNode) -> None:
         self._clip = clip.resize.Point(format=vs.RGB24)
         self.size = (clip.height, clip.width)
+        self.frames_per_second = float(clip.fps)
+        """0 where frames last differently long."""
 
     def __len__(self) -> int:
         return int(self._clip.num_frames)
