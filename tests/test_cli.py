@@ -304,7 +304,8 @@ def test_the_doctor_says_what_ultra_needs(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_doctor_names_what_is_broken_and_what_mends_it(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.99: no such file')\n")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    # An unconfigured vspipe takes the Python of the PATH; here that has no VapourSynth.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-m", "vsvsr", "doctor"]
     told = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert told.returncode == 1

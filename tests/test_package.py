@@ -15,6 +15,8 @@ import vsvsr
 from tests.pixels import play
 from vsvsr.filters.generate import ROOT
 from vsvsr.filters.registry import FILTERS
+from vsvsr.models.fastreal import load as load_fastreal
+from vsvsr.models.fastreal import save as save_fastreal
 
 
 @pytest.mark.parametrize("name", sorted(FILTERS))
@@ -84,6 +86,28 @@ def test_mia_without_weights_says_where_the_official_files_are(bikes: vs.VideoNo
     with pytest.raises(vs.Error) as caught:
         vs.core.vsvsr.MIA(bikes)
     assert str(caught.value).startswith("MIA: no weights are shipped; give the official ones with model_path")
+
+
+def test_weights_say_how_often_their_recurrence_restarts(
+    bikes: vs.VideoNode, tiny_fastreal: Path, tmp_path: Path
+) -> None:
+    network = load_fastreal(tiny_fastreal).network
+    save_fastreal(network, tmp_path / "own.safetensors", {"restarts": '{"segment": 4, "warmup": 2}'})
+
+    def played(path: Path, **arguments: int) -> dict[int, str]:
+        return play(vs.core.vsvsr.FastReal(bikes[:10], model_path=str(path), **arguments))
+
+    own = tmp_path / "own.safetensors"
+    assert played(own) == played(tiny_fastreal, segment=4, warmup=2) != played(tiny_fastreal)
+    assert played(own, segment=5) == played(tiny_fastreal, segment=5, warmup=2)
+    assert played(own, segment=1) == played(tiny_fastreal, segment=1, warmup=1)
+    assert played(own, segment=0) == played(tiny_fastreal, segment=0)
+    with pytest.raises(vs.Error, match=r"^FastReal: warmup=5 is not possible; allowed: at most 4, the segment"):
+        played(own, warmup=5)
+    for damaged in ('{"segment": 0}', '{"segment": 4}', '{"length": 4}', "4"):
+        save_fastreal(network, tmp_path / "damaged.safetensors", {"restarts": damaged})
+        with pytest.raises(vs.Error, match=r"^FastReal: .*damaged\.safetensors: [^\n]+$"):
+            played(tmp_path / "damaged.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,10 @@ def FastReal(
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
         tile_pad: context around every tile; 0 or more pixels of the source; default 16.
-        segment: frames between two restarts of the recurrence; 0 (never restart) or more frames; default 240.
+        segment: frames between two restarts of the recurrence; 0 (never restart) or more frames; default what is stored
+            with the weights.
         warmup: frames before a segment on which the state is warmed up, at most ``segment``; 0 or more frames; default
-            15.
+            what is stored with the weights.
         state_cache: memory for kept states, which make seeks faster and change no pixel; 0 or more megabytes; default
             256.
         preview: start cold a few frames before the one you seek: fast scrubbing, approximate; such frames carry the

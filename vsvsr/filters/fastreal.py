@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
+from vsvsr.errors import check
 from vsvsr.filters.arguments import Argument
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SMALLEST_TILE, RecurrentSettings
 
 if TYPE_CHECKING:
     from vsvsr.filters.session import FilterSession
+    from vsvsr.models.fastreal import Restarts
+    from vsvsr.streaming import Segments
 
 
 DEFAULT_MODEL = "fastreal-x4"
@@ -34,7 +37,7 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
     from vsvsr.filters.session import FilterSession
     from vsvsr.filters.weights import find_weights
     from vsvsr.models.fastreal import load
-    from vsvsr.streaming import RecurrentSession, Segments
+    from vsvsr.streaming import RecurrentSession
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
@@ -52,9 +55,22 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
 
     session = RecurrentSession(
         fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE),
-        Segments(length=settings.segment, warmup=settings.warmup),
+        _segments(settings, loaded.restarts),
         budget=settings.state_cache * 1_000_000,
         preview=settings.preview,
         scene_change=settings.scene_change,
     )
     return FilterSession(session, device, loaded.scale)
+
+
+def _segments(settings: FastRealSettings, restarts: "Restarts") -> "Segments":
+    """The grid of restarts: what the settings give, else what belongs to the weights, but no warm-up longer than a
+    segment."""
+    from vsvsr.streaming import Segments
+
+    segment = restarts.segment if settings.segment is None else settings.segment
+    warmup = settings.warmup
+    if warmup is None:
+        warmup = min(restarts.warmup, segment) if segment else restarts.warmup
+    check(not segment or warmup <= segment, "warmup", warmup, f"at most {segment}, the segment of the weights")
+    return Segments(length=segment, warmup=warmup)

@@ -73,15 +73,24 @@ class RecurrentSettings(SharedSettings):
     """What every unidirectional recurrent filter takes."""
 
     segment: Annotated[
-        int,
-        Argument("frames between two restarts of the recurrence", unit="frames", at_least=0, zero="never restart"),
-    ] = 240
-    warmup: Annotated[
-        int,
+        int | None,
         Argument(
-            "frames before a segment on which the state is warmed up, at most `segment`", unit="frames", at_least=0
+            "frames between two restarts of the recurrence",
+            unit="frames",
+            at_least=0,
+            zero="never restart",
+            otherwise="what is stored with the weights",
         ),
-    ] = 15
+    ] = None
+    warmup: Annotated[
+        int | None,
+        Argument(
+            "frames before a segment on which the state is warmed up, at most `segment`",
+            unit="frames",
+            at_least=0,
+            otherwise="what is stored with the weights",
+        ),
+    ] = None
     state_cache: Annotated[
         int,
         Argument("memory for kept states, which make seeks faster and change no pixel", unit="megabytes", at_least=0),
@@ -100,7 +109,7 @@ class RecurrentSettings(SharedSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = self.segment == 0 or self.warmup <= self.segment
+        fits = not self.segment or self.warmup is None or self.warmup <= self.segment
         check(fits, "warmup", self.warmup, f"at most segment={self.segment}")
 
 

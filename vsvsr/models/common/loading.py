@@ -134,15 +134,15 @@ def save_tensors(network: nn.Module, path: Path, metadata: dict[str, str]) -> No
     partial.replace(path)
 
 
-def read_settings(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The configuration in the metadata of our own files, not yet checked: see `parse`.
+def read_settings(metadata: Mapping[str, str], path: Path, key: str = "config") -> dict[str, Any]:
+    """A JSON object in the metadata of our own files, not yet checked: see `parse`.
 
     Raises:
-        UserError: there are none, or they are damaged.
+        UserError: there is none, or it is damaged.
     """
-    if "config" not in metadata:
+    if key not in metadata:
         raise UserError(f"weights file {path} holds no network configuration; give weights made by vsvsr")
-    return _parse_json(metadata["config"], path)
+    return _parse_json(metadata[key], path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

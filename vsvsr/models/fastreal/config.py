@@ -60,6 +60,23 @@ class FastRealConfig:
         return self.pool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Restarts:
+    """How often the recurrence of trained weights restarts: a consequence of how fast they forget.
+
+    Attributes:
+        segment: frames between two restarts.
+        warmup: frames before a segment on which the state is warmed up, at most ``segment``.
+    """
+
+    segment: int = 240
+    warmup: int = 15
+
+    def __post_init__(self) -> None:
+        if self.warmup > self.segment:
+            raise ValueError(f"a warm-up of {self.warmup} frames is longer than a segment of {self.segment}")
+
+
 COMPACT = FastRealConfig(
     channels=32,
     rb1_blocks=1,
