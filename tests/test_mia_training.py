@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vsvsr.errors import UserError
+from vsvsr.models.basicvsr import BasicVSR
 from vsvsr.models.mia import MIAVSR, MaskSite, load
 from vsvsr.training.__main__ import main
 from vsvsr.training.data.clips import Clips, Crops
 from vsvsr.training.harness import Processes, train
-from vsvsr.training.recipes.mia import MIA, GumbelGate, Settings, keep_all, load_start, losses
+from vsvsr.training.recipes.mia import MIA, GumbelGate, Settings, _taught, keep_all, load_start, losses, take_head
 
 SITE = MaskSite("backward_1", 1, 0)
 
@@ -75,8 +76,8 @@ SETTINGS = Settings(
 )
 
 
-def recipe(crops: Crops, settings: Settings, network: MIAVSR | None = None) -> MIA:
-    return MIA(network or tiny(), settings, training=crops, validation=crops, processes=ALONE)
+def recipe(crops: Crops, settings: Settings, network: MIAVSR | None = None, teacher: BasicVSR | None = None) -> MIA:
+    return MIA(network or tiny(), settings, training=crops, validation=crops, processes=ALONE, teacher=teacher)
 
 
 def trained(crops: Crops, settings: Settings, network: MIAVSR | None = None) -> MIA:
@@ -151,7 +152,7 @@ def test_exported_weights_are_averages_that_load(straight: MIA) -> None:
 def test_no_gradient_reaches_the_flow_network(crops: Crops) -> None:
     network = tiny().train()
     batch = crops.batch(np.random.default_rng(0), 1)
-    losses(network, batch.frames, batch.truth, masked=False)[0].backward()
+    losses(network, batch.frames, batch.truth, masked=False)["loss"].backward()
     assert all(parameter.grad is None for parameter in network.spynet.parameters())
 
 
@@ -162,7 +163,8 @@ def test_mixed_precision_comes_close_to_full(crops: Crops) -> None:
         network = tiny()
         torch.manual_seed(1)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            loss, kept = losses(network, batch.frames, batch.truth, masked=True)
+            terms = losses(network, batch.frames, batch.truth, masked=True)
+            loss, kept = terms["loss"], terms["kept_in_training"]
         assert loss.dtype == torch.float32
         values.append((float(loss.detach()), float(kept.detach())))
     assert values[1] == pytest.approx(values[0], rel=0.02)
@@ -179,6 +181,34 @@ def test_a_deeper_network_starts_from_a_shallower_one(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"does not fit: .*layers.0"):
         load_start(MIAVSR(8, (), (), 8), path)
+
+
+def test_a_teacher_gives_its_head_and_its_features_are_learnt(crops: Crops, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    teacher = BasicVSR(8, 1).requires_grad_(False)
+    network = tiny()
+    take_head(network, teacher)
+    batch = crops.batch(np.random.default_rng(0), 1)
+    frames = batch.frames
+    with torch.no_grad():
+        # The teacher's pictures are what the shared head makes of its features.
+        features = _taught(teacher, frames.unbind(1))
+        pictures = [network.reconstruct(x, frame) for x, frame in zip(features, frames.unbind(1), strict=True)]
+        assert torch.allclose(torch.stack(pictures, 1), _whole(teacher, frames), atol=1e-5)
+        own = torch.stack(list(network.features(frames.unbind(1), range(2), gate=keep_all)))
+        terms = losses(network, frames, batch.truth, masked=False, teacher=teacher)
+    torch.testing.assert_close(terms["distillation"], (own - features).abs().mean())
+    run = recipe(crops, replace(SETTINGS, steps=12, mask_steps=0), network, teacher)
+    distances = [run.step(step)["distillation"] for step in range(12)]
+    assert distances[-1] < 0.8 * distances[0]
+    with pytest.raises(UserError, match="--mid-channels 8 is not possible; allowed with this teacher: 16"):
+        take_head(network, BasicVSR(16, 1))
+
+
+def _whole(teacher: BasicVSR, frames: torch.Tensor) -> torch.Tensor:
+    """The teacher's pictures of frames that are smaller than its flow network takes."""
+    pictures = list(teacher.upscale(list(frames[0]), range(frames.shape[1])))
+    return torch.stack(pictures)[None]
 
 
 def test_a_crop_of_which_nothing_is_judged_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,10 +82,15 @@ def test_weights_that_are_not_installed_are_asked_for_with_the_command(
     )
 
 
-def test_mia_without_weights_says_where_the_official_files_are(bikes: vs.VideoNode) -> None:
+@pytest.mark.parametrize("name", ["MIA", "Ultra"])
+def test_weights_that_users_bring_are_asked_for_with_the_command(
+    name: str, bikes: vs.VideoNode, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VSVSR_WEIGHTS_DIR", str(tmp_path))
     with pytest.raises(vs.Error) as caught:
-        vs.core.vsvsr.MIA(bikes)
-    assert str(caught.value).startswith("MIA: no weights are shipped; give the official ones with model_path")
+        getattr(vs.core.vsvsr, name)(bikes)
+    told = r"%s: weights \w+ are not here; get [^\n]* linked at github\.com/[^\n]*, then run: vsvsr weights add FILE"
+    assert re.fullmatch(told % name, str(caught.value))
 
 
 def test_weights_say_how_often_their_recurrence_restarts(

@@ -246,17 +246,22 @@ def test_fresh_temporal_shift_leaves_the_stock_networks_results() -> None:
         assert torch.allclose(network.encode(frames), posterior.mean * 0.18215, atol=1e-6)
 
 
-def test_a_released_checkpoint_loads_onto_a_base_folder(base_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "scale"), [(4, 2.0), (2, 4.0), (8, 1.0)])
+def test_a_released_checkpoint_loads_onto_a_base_folder_with_the_scale_of_its_rank(
+    base_folder: Path, tmp_path: Path, rank: int, scale: float
+) -> None:
     torch.manual_seed(2)
-    state = released_state(build(TINY))
+    state = released_state(build(TINY), rank)
     torch.save(state, tmp_path / "model.pkl")
     network = load_released(tmp_path / "model.pkl", base_folder, TINY).network
     stock = type(network.unet).from_pretrained(base_folder / "unet", low_cpu_mem_usage=False)
     a, b = (state["state_dict_unet"][f"mid_block.attentions.0.proj_in.lora_{x}.default_others.weight"] for x in "AB")
-    merged = stock.mid_block.attentions[0].proj_in.weight + 2 * b @ a
+    merged = stock.mid_block.attentions[0].proj_in.weight + scale * b @ a
     assert torch.allclose(network.unet.mid_block.attentions[0].proj_in.weight, merged, atol=1e-6)
     a, b = (state["state_dict_unet"][f"conv_in.lora_{x}.default_encoder.weight"] for x in "AB")
-    merged = state["state_dict_unet"]["conv_in.base_layer.weight"] + 2 * torch.einsum("or,rikl->oikl", b[..., 0, 0], a)
+    merged = state["state_dict_unet"]["conv_in.base_layer.weight"] + scale * torch.einsum(
+        "or,rikl->oikl", b[..., 0, 0], a
+    )
     assert torch.allclose(network.unet.conv_in.weight, merged, atol=1e-6)
     loaded = network.decoder_up_rts.get_parameter("3.RTSAtten.temperature")
     assert torch.equal(loaded, state["state_dict_vae"]["decoder.video_up_RTS_blocks.3.RTSAtten.temperature"])
@@ -272,7 +277,7 @@ def test_a_full_size_checkpoint_fits_every_place(full: UltraVSR) -> None:
         apply_checkpoint(full, {**released_state(full), "rank_unet": 8})
 
 
-def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(base_folder: Path, tmp_path: Path) -> None:
     network = build(TINY)
     state = released_state(network)
     with pytest.raises(UserError, match=r"has shape \(4, 4, 3, 3\); \(8, 4, 3, 3\) is expected"):
@@ -283,8 +288,15 @@ def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(tmp_path: Path) -> 
     unet = {key: value for key, value in state["state_dict_unet"].items() if key != entry}
     with pytest.raises(UserError, match=f"lacks {entry} in state_dict_unet"):
         apply_checkpoint(network, {**state, "state_dict_unet": unet})
-    with pytest.raises(UserError, match="1 unknown entries in state_dict_vae of the checkpoint: stranger"):
-        apply_checkpoint(network, {**state, "state_dict_vae": {**state["state_dict_vae"], "stranger": torch.ones(1)}})
+    strange = {**state, "state_dict_vae": {**state["state_dict_vae"], "stranger": torch.ones(1)}}
+    assert apply_checkpoint(network, strange) == ["state_dict_vae.stranger"]
+    torch.save(strange, tmp_path / "model.pkl")
+    with pytest.raises(UserError, match=r"model\.pkl: 1 unknown entries in the checkpoint: state_dict_vae\.stranger"):
+        load_released(tmp_path / "model.pkl", base_folder, TINY)
+    for rank in (0, -1, 1 << 40, 4.0):
+        torch.save({**state, "rank_vae": rank}, tmp_path / "model.pkl")
+        with pytest.raises(UserError, match=r"vae_lora_modules or rank_vae is no list of names or no number"):
+            load_released(tmp_path / "model.pkl", base_folder, TINY)
     with pytest.raises(UserError, match=r"adapts mid_block\.nowhere, which the base model lacks"):
         apply_checkpoint(network, {**state, "unet_lora_others_modules": ["mid_block.nowhere"]})
 

@@ -11,7 +11,7 @@ import vapoursynth as vs
 
 from tests.pixels import planes, play, same
 from tests.ultra_files import released_state
-from vsvsr.models.ultra import TINY, build, checkpoints, clip_iqa
+from vsvsr.models.ultra import TINY, build, checkpoints, clip_iqa, save
 from vsvsr.models.ultra.base import tokenise
 
 Ultra = Callable[..., vs.VideoNode]
@@ -111,10 +111,6 @@ def test_tiles_a_budget_and_colours_are_passed_on(bikes: vs.VideoNode, compact: 
             {"clip_iqa_path": __file__, "degradation": 0.5},
             f"clip_iqa_path={__file__!r} is not possible; allowed: either degradation or clip_iqa_path, not both",
         ),
-        (
-            {"clip_iqa_path": __file__},
-            "base_path='' is not possible; allowed: with clip_iqa_path, the folder of Stable Diffusion 2.1-base",
-        ),
     ],
 )
 def test_a_wrong_argument_is_refused_in_one_line(
@@ -134,14 +130,12 @@ def test_what_is_missing_is_named_with_its_source(
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    told = refusal()
-    assert told.startswith(
-        "Ultra: no weights are shipped; give the official ones with model_path (model_UltraVSR.pkl, "
-    )
-    assert "github.com/yongliuy/UltraVSR" in told
-    assert refusal(model_path=str(checkpoint)) == (
-        "Ultra: base_path='' is not possible; allowed: with the authors' file, the folder of Stable Diffusion 2.1-base"
-    )
+    monkeypatch.setenv("VSVSR_WEIGHTS_DIR", str(tmp_path))
+    wanted = "Ultra: weights stable-diffusion-2-1-base are not here; get a folder of Stable Diffusion 2.1-base, "
+    assert refusal(model_path=str(checkpoint)).startswith(wanted)
+    tiny = str(tmp_path / "tiny.safetensors")
+    save(build(TINY), TINY, Path(tiny), {})
+    assert refusal(model_path=tiny, clip_iqa_path=__file__).startswith(wanted)
     told = refusal(model_path=str(checkpoint), base_path=str(tmp_path))
     assert told.startswith(f"Ultra: the base model folder {tmp_path} lacks unet/config.json, ")
     assert "stabilityai/stable-diffusion-2-1-base" in told

@@ -67,7 +67,8 @@ def FastReal(
 def Skip(
     clip: "vs.VideoNode",
     *,
-    model: Literal["BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4"] | None = None,
+    model: Literal["BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4", "RealBasicVSR_x4"]
+    | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
@@ -86,7 +87,7 @@ def Skip(
     Args:
         clip: RGBS or RGBH, from 16x16.
         model: published weights, by name; installed by ``vsvsr weights install NAME``; BasicVSR_REDS4 or
-            BasicVSR_Vimeo90K_BIx4 or BasicVSR_Vimeo90K_BDx4; default BasicVSR_REDS4.
+            BasicVSR_Vimeo90K_BIx4 or BasicVSR_Vimeo90K_BDx4 or RealBasicVSR_x4; default BasicVSR_REDS4.
         model_path: weights file of your own, instead of ``model``; an existing file.
         device_index: CUDA device, -1 = CPU; default the first GPU if there is one, else the CPU.
         tile: width and height of spatial tiles, for less memory; each tile is a clip of its own, so pixels differ from
@@ -121,7 +122,7 @@ def Skip(
 def MIA(
     clip: "vs.VideoNode",
     *,
-    model: str | None = None,
+    model: Literal["MIAVSR_REDS_x4", "MIAVSR_Vid4_x4"] | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
@@ -138,7 +139,8 @@ def MIA(
 
     Args:
         clip: RGBS or RGBH, from 16x16.
-        model: published weights, by name; ``vsvsr weights list`` shows them; default the filter's own, if any.
+        model: the authors' weights, by name; brought once by ``vsvsr weights add FILE``; MIAVSR_REDS_x4 or
+            MIAVSR_Vid4_x4; default MIAVSR_REDS_x4.
         model_path: weights file of your own, instead of ``model``; an existing file.
         device_index: CUDA device, -1 = CPU; default the first GPU if there is one, else the CPU.
         tile: width and height of spatial tiles, for less memory; each tile is a clip of its own, so pixels differ from
@@ -169,7 +171,7 @@ def MIA(
 def Ultra(
     clip: "vs.VideoNode",
     *,
-    model: str | None = None,
+    model: Literal["UltraVSR"] | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
@@ -189,7 +191,7 @@ def Ultra(
 
     Args:
         clip: RGBS or RGBH, from 16x16.
-        model: published weights, by name; ``vsvsr weights list`` shows them; default the filter's own, if any.
+        model: the authors' weights, by name; brought once by ``vsvsr weights add FILE``; UltraVSR; default UltraVSR.
         model_path: weights file of your own, instead of ``model``; an existing file.
         device_index: CUDA device, -1 = CPU; default the first GPU if there is one, else the CPU.
         tile: width and height of spatial tiles, rounded down to multiples of 16; they blend into each other; width and
@@ -204,7 +206,8 @@ def Ultra(
             or more megabytes; default a third of the memory that is free on the GPU at construction.
         scene_change: end chunks at frames with the property ``_SceneChangePrev``; use any scene detector before;
             default True.
-        base_path: Stable Diffusion 2.1-base in the layout of diffusers; the authors' file needs it; an existing folder.
+        base_path: Stable Diffusion 2.1-base in the layout of diffusers, which the authors' file needs; an existing
+            folder; default what ``vsvsr weights add FOLDER`` has brought.
         prompt: what the clip shows; default empty.
         degradation: how clean the clip is, from 0 (ruined) to 1 (clean): how little is invented; 0 to 1; default the
             weights' own, 0.5 for the authors'.

@@ -158,7 +158,11 @@ def _weights() -> Iterator[Finding]:
 
     for row in weights.MANIFEST:
         subject = f"weights {row.name}"
-        if not row.shipped and not weights.location(row).is_file():
+        if row.origin:
+            missing = f"not added; only {row.model} needs them: get {row.origin}, then run: vsvsr weights add FILE"
+            yield Finding(subject, "added" if weights.present(row) else missing)
+            continue
+        if not row.shipped and not weights.present(row):
             yield Finding(subject, f"not installed; {row.model} needs them only when asked to")
             continue
         try:

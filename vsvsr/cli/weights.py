@@ -19,9 +19,11 @@ def list_weights() -> None:
     """Show the published weights and whether they are on this machine."""
     rows = [("name", "filter", "size", "licence", "state")]
     for row in weights.MANIFEST:
-        missing = "missing" if row.shipped else "not installed"
-        state = ("shipped" if row.shipped else "installed") if weights.location(row).is_file() else missing
-        rows.append((row.name, row.model, f"{row.size / 1e6:.2f} MB", row.licence, state))
+        here, missing = ("added", "to be brought") if row.origin else ("installed", "not installed")
+        if row.shipped:
+            here, missing = "shipped", "missing"
+        size = f"{row.size / 1e6:.2f} MB" if row.size else ""
+        rows.append((row.name, row.model, size, row.licence, here if weights.present(row) else missing))
     # Names are there to be typed: lines longer than the terminal, rather than cut ones.
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
@@ -48,10 +50,32 @@ def install(
 
 
 @app.command()
+def add(
+    files: Annotated[
+        list[Path], typer.Argument(help="The authors' files, or a folder of Stable Diffusion 2.1-base.", metavar="FILE")
+    ],
+    name: Annotated[str, typer.Option(help="Which weights the file holds, where that cannot be told.")] = "",
+) -> None:
+    """Bring weights once: recognise the authors' files, check every tensor, and put them into the cache folder."""
+    from vsvsr.filters.bring import bring
+
+    for file in files:
+        brought = bring(file, name)
+        if brought.left_out:
+            some = ", ".join(brought.left_out[:3])
+            typer.echo(
+                f"vsvsr: {file}: {len(brought.left_out)} entries are no part of {brought.name} and not used ({some})",
+                err=True,
+            )
+        typer.echo(f"{brought.name}: {brought.path}")
+
+
+@app.command()
 def verify(name: Name) -> None:
-    """Compare weights on this machine with the published sha256."""
+    """Compare weights on this machine with the published sha256; for those that were added, see that they are there."""
     weights.verify(name)
-    typer.echo(f"{name}: as published")
+    added = any(row.name == name and row.origin for row in weights.MANIFEST)
+    typer.echo(f"{name}: added; every tensor was checked then" if added else f"{name}: as published")
 
 
 @app.command()

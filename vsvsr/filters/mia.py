@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from vsvsr.errors import UserError
 from vsvsr.filters.arguments import Argument
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import ChunkedSettings
@@ -12,10 +11,17 @@ if TYPE_CHECKING:
     from vsvsr.filters.session import FilterSession
 
 
+DEFAULT_MODEL = "MIAVSR_REDS_x4"
+
+
 @dataclass(frozen=True, kw_only=True)
 class MIASettings(ChunkedSettings):
     """MIA-VSR: masked inter- and intra-frame window attention, with the authors' weights."""
 
+    model: Annotated[
+        str,
+        Argument("the authors' weights, by name; brought once by `vsvsr weights add FILE`", otherwise=DEFAULT_MODEL),
+    ] = ""
     mask: Annotated[bool, Argument("repeat what a block did one frame before where its input has hardly changed")] = (
         True
     )
@@ -41,14 +47,9 @@ def create(settings: MIASettings, clip: Clip) -> "FilterSession":
     from vsvsr.models.common.offload import OffloadBuffer
     from vsvsr.models.mia import load, refreshing_gate, threshold_gate
 
-    if not settings.model_path and not settings.model:
-        raise UserError(
-            "no weights are shipped; give the official ones with model_path (MIAVSR_REDS_x4.pth or MIAVSR_Vid4_x4.pth, "
-            "published by the authors at github.com/LabShuHangGU/MIA-VSR)"
-        )
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
-    loaded = load(find_weights("MIA", settings, default=""), use_mask=settings.mask)
+    loaded = load(find_weights("MIA", settings, DEFAULT_MODEL), use_mask=settings.mask)
     network = loaded.place(device, dtype)
     gate = refreshing_gate(settings.refresh) if settings.refresh else threshold_gate
     size = clip.width * clip.height * dtype.itemsize

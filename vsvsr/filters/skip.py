@@ -66,7 +66,8 @@ def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     name = settings.model or DEFAULT_MODEL
     # The threshold that a budget stands for is known only when the quantiles are.
     threshold = settings.threshold if settings.budget is None else 1.0
-    estimators = f"skip-estimators-{name}" if threshold and not settings.model_path else None
+    known = any(row.name == f"skip-estimators-{name}" for row in weights.MANIFEST)
+    estimators = f"skip-estimators-{name}" if threshold and known and not settings.model_path else None
     checkpoint = find_weights("Skip", settings, DEFAULT_MODEL)
     loaded = load(
         checkpoint,

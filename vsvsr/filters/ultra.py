@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from vsvsr.models.ultra import ColourFix, UltraVSR
 
 
+DEFAULT_MODEL = "UltraVSR"
+BASE = "stable-diffusion-2-1-base"
+JUDGE = "CLIP-RN50"
+
+
 @dataclass(frozen=True, kw_only=True)
 class UltraSettings(ChunkedSettings):
     """UltraVSR: one diffusion step with temporal shift, with the authors' weights on Stable Diffusion 2.1-base.
@@ -26,6 +31,10 @@ class UltraSettings(ChunkedSettings):
     playback sees each frame once; less is cheaper to seek in, but every chunk then starts afresh.
     """
 
+    model: Annotated[
+        str,
+        Argument("the authors' weights, by name; brought once by `vsvsr weights add FILE`", otherwise=DEFAULT_MODEL),
+    ] = ""
     tile: Annotated[
         tuple[int, ...],
         Argument(
@@ -50,7 +59,12 @@ class UltraSettings(ChunkedSettings):
         ),
     ] = 24
     base_path: Annotated[
-        str, Argument("Stable Diffusion 2.1-base in the layout of diffusers; the authors' file needs it", path="folder")
+        str,
+        Argument(
+            "Stable Diffusion 2.1-base in the layout of diffusers, which the authors' file needs",
+            path="folder",
+            otherwise="what `vsvsr weights add FOLDER` has brought",
+        ),
     ] = ""
     prompt: Annotated[str, Argument("what the clip shows", otherwise="empty")] = ""
     degradation: Annotated[
@@ -128,8 +142,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
         model.model = upscaler(degradation)
         return FilterSession(session, device, loaded.scale)
 
-    check(bool(settings.base_path), "base_path", "", "with clip_iqa_path, the folder of Stable Diffusion 2.1-base")
-    tokens = tokenise(Path(settings.base_path), [text for pair in PAIRS for text in pair]).to(device)
+    tokens = tokenise(_base(settings), [text for pair in PAIRS for text in pair]).to(device)
     judge = load_clip_iqa(Path(settings.clip_iqa_path)).to(device)
 
     def prepare(samples: "list[Frame]") -> None:
@@ -153,18 +166,19 @@ def _load(settings: UltraSettings) -> "tuple[Loaded[UltraVSR], Tensor]":
     from vsvsr.filters.weights import find_weights
     from vsvsr.models.ultra import load
     from vsvsr.models.ultra.base import encode_prompt
+    from vsvsr.models.ultra.checkpoints import needs_base
 
-    if not settings.model_path and not settings.model:
-        raise UserError(
-            "no weights are shipped; give the official ones with model_path (model_UltraVSR.pkl, linked by the authors "
-            "at github.com/yongliuy/UltraVSR) and base_path (a folder of Stable Diffusion 2.1-base, published as "
-            "stabilityai/stable-diffusion-2-1-base)"
-        )
-    path = find_weights("Ultra", settings, default="")
-    if path.suffix == ".safetensors":
+    path = find_weights("Ultra", settings, DEFAULT_MODEL)
+    if not needs_base(path):
         check(not settings.prompt, "prompt", settings.prompt, "none with these weights, which know no text")
         loaded = load(path)
         return loaded, torch.zeros(1, 77, loaded.network.unet.config.cross_attention_dim)
-    check(bool(settings.base_path), "base_path", "", "with the authors' file, the folder of Stable Diffusion 2.1-base")
-    base = Path(settings.base_path)
+    base = _base(settings)
     return load(path, base), encode_prompt(base, settings.prompt)
+
+
+def _base(settings: UltraSettings) -> Path:
+    """The folder of Stable Diffusion 2.1-base."""
+    from vsvsr import weights
+
+    return Path(settings.base_path) if settings.base_path else weights.verify(BASE)

@@ -31,7 +31,10 @@ class Settings:
 
     clips: Annotated[Path, Option("folder of clips that build made, for scale 4", positional=True)]
     teacher: Annotated[Teacher, Option("the network")] = get_args(Teacher)[0]
-    file: Annotated[Path | None, Option("its published .pth; by default the installed file is used")] = None
+    file: Annotated[
+        Path | None,
+        Option("its published .pth, or what `vsvsr weights path` prints of it; by default the installed file"),
+    ] = None
     sees: Annotated[
         Sees,
         Option(

@@ -3,10 +3,10 @@
 Filters call ``find`` and ``read_tensors`` and never use the network; only ``install`` does.
 """
 
-from vsvsr.weights.installation import install
+from vsvsr.weights.installation import install, keep
 from vsvsr.weights.manifest import MANIFEST, Weights
-from vsvsr.weights.read import read_checkpoint, read_tensors, state_dict
-from vsvsr.weights.store import find, folder, location, verify
+from vsvsr.weights.read import read_checkpoint, read_metadata, read_tensors, state_dict, unwrapped
+from vsvsr.weights.store import find, folder, location, present, sha256, verify
 
 __all__ = [
     "MANIFEST",
@@ -14,9 +14,14 @@ __all__ = [
     "find",
     "folder",
     "install",
+    "keep",
     "location",
+    "present",
     "read_checkpoint",
+    "read_metadata",
     "read_tensors",
+    "sha256",
     "state_dict",
+    "unwrapped",
     "verify",
 ]

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from vsvsr.errors import UserError
-from vsvsr.files import end, scratch_folder, undone
+from vsvsr.files import end, explain, scratch_folder, undone
 from vsvsr.weights.manifest import MANIFEST, Address, Package, Weights
 from vsvsr.weights.store import folder, location, row, sha256, verify
 
@@ -46,18 +46,11 @@ def install(name: str, progress: Progress = lambda done, total: None, *, local: 
             source delivered. What an interrupted download has brought is kept, and the next attempt goes on from there.
     """
     weights = row(name)
-    if weights.shipped:
+    if weights.shipped or weights.origin:
         return verify(name)
     with contextlib.suppress(UserError):
         return verify(name)
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder()).close()
-    except OSError as error:
-        raise UserError(
-            f"the folder of weights {folder()} cannot be written: {error.strerror}; "
-            "set the environment variable VSVSR_WEIGHTS_DIR to another one"
-        ) from error
+    _require_writable()
     failures = []
     try:
         if local is not None:
@@ -75,6 +68,41 @@ def install(name: str, progress: Progress = lambda done, total: None, *, local: 
     except (_SourceError, OSError) as error:
         failures.append(f"{local}: {error}")
     raise UserError(f"weights {name} could not be installed ({'; '.join(failures)})")
+
+
+def keep(name: str, write: Callable[[Path], None]) -> Path:
+    """Put what ``write`` makes, a file or a folder, into the cache folder under ``name``, replacing what is there.
+
+    Args:
+        name: a name of the manifest.
+        write: makes it at a path on the cache's file system; what it raises leaves the cache as it was.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    target = location(row(name))
+    _require_writable()
+    with scratch_folder(folder()) as scratch:
+        made, former = scratch / target.name, scratch / "former"
+        try:
+            write(made)
+            if target.is_dir():
+                target.replace(former)
+            made.replace(target)
+        except OSError as error:
+            raise UserError(f"weights {name} could not be stored ({explain(error)})") from error
+    return target
+
+
+def _require_writable() -> None:
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder()).close()
+    except OSError as error:
+        raise UserError(
+            f"the folder of weights {folder()} cannot be written: {error.strerror}; "
+            "set the environment variable VSVSR_WEIGHTS_DIR to another one"
+        ) from error
 
 
 def _label(source: Address | Package) -> str:

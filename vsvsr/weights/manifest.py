@@ -26,25 +26,27 @@ class Weights:
         name: what users write, as published.
         model: the filter it belongs to.
         file: base name of the file, in ``vsvsr/weights/shipped`` or in the cache folder.
-        sha256: of the whole file, in hexadecimal.
-        size: of the whole file, in bytes.
         licence: SPDX identifier.
+        sha256: of the whole file, in hexadecimal; empty where users bring the file.
+        size: of the whole file, in bytes; 0 where users bring the file.
         sources: where an installation looks, in this order; none for files shipped with the package.
+        origin: which file users bring and where they get it, where no installation may fetch it.
         part: whether they only complete other weights, and are not chosen by name.
     """
 
     name: str
     model: str
     file: str
-    sha256: str
-    size: int
     licence: str
+    sha256: str = ""
+    size: int = 0
     sources: tuple[Address | Package, ...] = ()
+    origin: str = ""
     part: bool = False
 
     @property
     def shipped(self) -> bool:
-        return not self.sources
+        return not self.sources and not self.origin
 
 
 def _shipped(name: str, model: str, size: int, sha256: str, *, part: bool = False) -> Weights:
@@ -82,6 +84,15 @@ def _realesrgan(name: str, file: str, size: int, sha256: str) -> Weights:
     )
 
 
+def _brought(
+    name: str, model: str, origin: str, *, licence: str, file: str | None = None, part: bool = False
+) -> Weights:
+    """Weights that users bring with ``vsvsr weights add``; they lie in the cache as safetensors."""
+    return Weights(
+        name=name, model=model, file=file or f"{name}.safetensors", licence=licence, origin=origin, part=part
+    )
+
+
 MANIFEST: tuple[Weights, ...] = (
     _basicvsr(
         "BasicVSR_REDS4",
@@ -109,6 +120,41 @@ MANIFEST: tuple[Weights, ...] = (
         "realesr-animevideov3-x4.bin",
         1_247_368,
         "548a36f9c3f4ab8da56cd3b13badf23968bee207b396dad14d04b830e5f2ab2d",
+    ),
+    _brought(
+        "MIAVSR_REDS_x4", "MIA", "MIAVSR_REDS_x4.pth, linked at github.com/LabShuHangGU/MIA-VSR", licence="Apache-2.0"
+    ),
+    _brought(
+        "MIAVSR_Vid4_x4", "MIA", "MIAVSR_Vid4_x4.pth, linked at github.com/LabShuHangGU/MIA-VSR", licence="Apache-2.0"
+    ),
+    _brought("UltraVSR", "Ultra", "model_UltraVSR.pkl, linked at github.com/yongliuy/UltraVSR", licence="Apache-2.0"),
+    _brought(
+        "stable-diffusion-2-1-base",
+        "Ultra",
+        "a folder of Stable Diffusion 2.1-base, published as stabilityai/stable-diffusion-2-1-base",
+        licence="OpenRAIL++-M",
+        file="stable-diffusion-2-1-base",
+        part=True,
+    ),
+    _brought(
+        "CLIP-RN50",
+        "Ultra",
+        'CLIP RN50 by OpenAI as tensors, published as "resnet50_clip.openai"',
+        licence="MIT",
+        part=True,
+    ),
+    _brought(
+        "RealBasicVSR_x4",
+        "Skip",
+        "RealBasicVSR_x4.pth, linked at github.com/ckkelvinchan/RealBasicVSR",
+        licence="Apache-2.0",
+    ),
+    _brought(
+        "RealESRGAN_x4plus",
+        "FastReal",
+        "RealESRGAN_x4plus.pth, released at github.com/xinntao/Real-ESRGAN",
+        licence="BSD-3-Clause",
+        part=True,
     ),
     _shipped("fastreal-x4", "FastReal", 1_441_352, "7e88f96ce8c15aa55f9235117dc5e7a880dc759f7b743aaafd9426f4f9c27098"),
     _shipped(

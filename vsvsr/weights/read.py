@@ -46,9 +46,7 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
             non-finite values.
     """
     if path.suffix != ".safetensors":
-        content = read_checkpoint(path)
-        wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
-        return state_dict(wrapped, path), {}
+        return state_dict(unwrapped(read_checkpoint(path)), path), {}
     _require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -62,6 +60,20 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
     if len(names) > _MOST_TENSORS:
         _refuse(path, f"holds {len(names)} tensors; no network here has more than {_MOST_TENSORS}")
     return state_dict(tensors, path), metadata
+
+
+def unwrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The state dict in a checkpoint: itself, or what lies under ``params_ema``, ``params`` or ``state_dict``."""
+    return next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors; empty for anything else, damaged files included."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}
 
 
 def read_checkpoint(path: Path) -> dict[Any, Any]:

@@ -31,6 +31,11 @@ def location(weights: Weights) -> Path:
     return (_SHIPPED if weights.shipped else folder()) / weights.file
 
 
+def present(weights: Weights) -> bool:
+    """Whether the file of ``weights`` is on this machine; for the base model of Ultra it is a folder."""
+    return location(weights).exists()
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -54,9 +59,16 @@ def find(name: str) -> Path:
 
 
 def verify(name: str) -> Path:
-    """The file of ``name``, after comparing its sha256 with the manifest's; ``UserError`` when missing or different."""
+    """The file of ``name``, after comparing its sha256 with the manifest's; ``UserError`` when missing or different.
+
+    Files that users brought were checked when they were added, and are again when a network is built from them.
+    """
     weights = row(name)
     path = location(weights)
+    if weights.origin:
+        if not present(weights):
+            raise UserError(f"weights {name} are not here; get {weights.origin}, then run: vsvsr weights add FILE")
+        return path
     remedy = "reinstall vsvsr" if weights.shipped else f"run: vsvsr weights install {name}"
     if not path.is_file():
         raise UserError(f"weights {name} are not installed; {remedy}")

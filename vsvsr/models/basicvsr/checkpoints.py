@@ -20,6 +20,7 @@ _OPENMMLAB = (
     # OpenMMLab counts convolutions, BasicSR the layers of a Sequential with an activation after each convolution.
     (r"(basic_module\.\d\.basic_module\.)(\d)\.conv\.", lambda found: f"{found[1]}{2 * int(found[2])}."),
 )
+_REALBASICVSR = ("generator_ema.basicvsr.", "generator.basicvsr.", "basicvsr.")
 _BLOCK = re.compile(r"backward_trunk\.main\.2\.\d+\.conv1\.weight")
 
 
@@ -32,6 +33,33 @@ def load(path: Path) -> Loaded[BasicVSR]:
     tensors = in_basicsr_layout(read_tensors(path)[0])
     network = build(partial(BasicVSR, *sizes(tensors)), tensors, path, "BasicVSR")
     return Loaded(network.to(memory_format=torch.channels_last), network.scale)
+
+
+def realbasicvsr_tensors(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The BasicVSR in the published RealBasicVSR (64 channels, 20 blocks), in BasicSR's layout, in fp32.
+
+    RealBasicVSR cleans frames with another network first, which is left out; averaged weights are preferred.
+
+    Args:
+        tensors: of the authors' file.
+        path: of the file, for messages.
+
+    Returns:
+        The state dict, and the names of BasicVSR's entries that are no part of it.
+
+    Raises:
+        UserError: an entry is missing or of another shape.
+    """
+    prefix = next(prefix for prefix in _REALBASICVSR if any(name.startswith(prefix) for name in tensors))
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    extra: list[str] = []
+    network = build(partial(BasicVSR, 64, 20), in_basicsr_layout(own), path, "RealBasicVSR's BasicVSR", extra=extra)
+    return network.state_dict(), extra
+
+
+def holds_realbasicvsr(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict looks like RealBasicVSR's."""
+    return any(name.startswith(_REALBASICVSR) for name in tensors)
 
 
 def in_basicsr_layout(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -84,7 +84,12 @@ class _Construction(TorchFunctionMode):
 
 
 def build[Network: nn.Module](
-    make: Callable[[], Network], tensors: Mapping[str, Tensor], path: Path, kind: str
+    make: Callable[[], Network],
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    kind: str,
+    *,
+    extra: list[str] | None = None,
 ) -> Network:
     """The network that ``make`` constructs, with ``tensors`` as its weights, in evaluation mode, in fp32 on the CPU.
 
@@ -97,6 +102,7 @@ def build[Network: nn.Module](
         tensors: of the whole state dict.
         path: of the file, for messages.
         kind: what the file should hold, for messages.
+        extra: takes the names of tensors that are no part of the network; None refuses them.
 
     Raises:
         UserError: the tensors are not those of the network.
@@ -117,9 +123,11 @@ def build[Network: nn.Module](
             raise _misfit(path, kind, f"{name} has shape {sizes}")
         if tensors[name].is_floating_point() != value.is_floating_point():
             raise _misfit(path, kind, f"{name} is of type {tensors[name].dtype}, {value.dtype} is expected")
-    for name in tensors:
-        if name not in expected:
-            raise _misfit(path, kind, f"{name} is no part of it")
+    unknown = [name for name in tensors if name not in expected]
+    if extra is None and unknown:
+        raise _misfit(path, kind, f"{unknown[0]} is no part of it")
+    if extra is not None:
+        extra += unknown
     own = {name: tensors[name].to(value.dtype, copy=True).contiguous() for name, value in expected.items()}
     network.load_state_dict(own, assign=True)
     assert not any(buffer.is_meta for buffer in network.buffers()), "a buffer that is not saved is made by torch.empty"

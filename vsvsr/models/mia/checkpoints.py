@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,8 @@ _UNUSED = re.compile(r"patch_align\.\w+\.(conv_first|conv_first_feat|conv_before
 """Layers of the official modules that no computation uses."""
 _INDEX = ".attn.relative_position_index"
 _PREDICTOR = ".attn.predmask."
+PUBLISHED: Callable[[], MIAVSR] = MIAVSR
+"""Makes the authors' network."""
 
 
 def load(path: Path, *, use_mask: bool = True) -> Loaded[MIAVSR]:
@@ -41,9 +43,32 @@ def load(path: Path, *, use_mask: bool = True) -> Loaded[MIAVSR]:
     except KeyError as error:
         raise UserError(f"weights file {path} is not a checkpoint of MIA-VSR: it lacks {error.args[0]}") from None
     except ValueError as error:
-        raise UserError(f"weights file {path} is not a checkpoint of MIA-VSR: {error}") from None
+        raise _misfit(path, error) from None
     network = build(make, own, path, "MIA-VSR")
     return Loaded(network, network.scale)
+
+
+def published_tensors(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of the published network, in fp32, and the names of entries that are no part of it.
+
+    Args:
+        tensors: of one of the authors' files.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: an entry is missing or of another shape.
+    """
+    extra: list[str] = []
+    try:
+        network = build(PUBLISHED, own_tensors(tensors), path, "the published MIA-VSR", extra=extra)
+    except ValueError as error:  # which a UserError is, too
+        raise error if isinstance(error, UserError) else _misfit(path, error) from None
+    return network.state_dict(), extra
+
+
+def holds_mia(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict looks like one of MIA-VSR."""
+    return bool(_depths(tensors))
 
 
 def own_tensors(tensors: Mapping[str, Tensor], *, use_mask: bool = True) -> dict[str, Tensor]:
@@ -64,6 +89,10 @@ def own_tensors(tensors: Mapping[str, Tensor], *, use_mask: bool = True) -> dict
         elif not _UNUSED.fullmatch(name) and (use_mask or _PREDICTOR not in name):
             own[name] = tensor
     return own
+
+
+def _misfit(path: Path, error: ValueError) -> UserError:
+    return UserError(f"weights file {path} is not a checkpoint of MIA-VSR: {error}")
 
 
 def _constructor(tensors: Mapping[str, Tensor], *, use_mask: bool) -> "partial[MIAVSR]":

@@ -1,5 +1,6 @@
 """Real-ESRGAN's files: the ncnn weights of its portable version, and the published ``.pth``."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -71,3 +72,23 @@ def load_published(name: str, path: Path) -> PerFrameNetwork:
     """
     tensors, _ = weights.read_tensors(path)
     return build(partial(create, name), tensors, path, name)
+
+
+def holds_x4plus(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict looks like that of RealESRGAN_x4plus."""
+    return "body.0.rdb1.conv1.weight" in tensors
+
+
+def x4plus_tensors(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of RealESRGAN_x4plus in fp32, and the names of entries that are no part of it.
+
+    Args:
+        tensors: of the published ``.pth``.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: an entry is missing or of another shape.
+    """
+    extra: list[str] = []
+    network = build(partial(create, "realesrgan-x4plus"), tensors, path, "RealESRGAN_x4plus", extra=extra)
+    return network.state_dict(), extra

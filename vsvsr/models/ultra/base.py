@@ -1,16 +1,19 @@
 """The base model of UltraVSR: a local folder of Stable Diffusion 2.1-base in the layout of diffusers."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError, shown
 from vsvsr.models.common.loading import build, parse, read_json
-from vsvsr.models.ultra.network import extra
+from vsvsr.models.ultra.network import FULL
+from vsvsr.models.ultra.network import extra as import_extra
 from vsvsr.weights import read_tensors
 
 _SOURCE = (
@@ -24,6 +27,8 @@ _FILES = {
     "text_encoder": ("text_encoder/config.json", "text_encoder/model.safetensors"),
     "tokenizer": ("tokenizer/vocab.json", "tokenizer/merges.txt"),
 }
+_PICKLED = {"model": "pytorch_model"}
+"""Names of files of pickled tensors where they differ from those of safetensors, without suffix."""
 _TOKENS: Literal[77] = 77
 
 
@@ -69,8 +74,10 @@ class TextSettings:
     max_position_embeddings: Literal[77] = _TOKENS
 
 
-def load_base(folder: Path) -> tuple[Any, Any]:
+def load_base(folder: Path, *, extra: list[str] | None = None) -> tuple[Any, Any]:
     """UNet and autoencoder of the folder, in fp32 on the CPU; nothing is downloaded.
+
+    ``extra`` takes the names of tensors that are no part of them; None refuses such.
 
     Raises:
         UserError: something is missing, damaged, or of another model.
@@ -82,23 +89,25 @@ def load_base(folder: Path) -> tuple[Any, Any]:
             f"{folder} predicts {shown(str(schedule))}; give Stable Diffusion 2.1-base, which predicts epsilon "
             "(2.1 itself does not)"
         )
-    diffusers = extra("diffusers")
-    unet = _load(folder / "unet", UNetSettings, lambda known: diffusers.UNet2DConditionModel(**known))
-    vae = _load(folder / "vae", VAESettings, lambda known: diffusers.AutoencoderKL(**known), _modern_attention)
+    diffusers = import_extra("diffusers")
+    unet = _load(folder / "unet", UNetSettings, lambda known: diffusers.UNet2DConditionModel(**known), extra=extra)
+    vae = _load(
+        folder / "vae", VAESettings, lambda known: diffusers.AutoencoderKL(**known), _modern_attention, extra=extra
+    )
     return unet, vae
 
 
-def encode_prompt(folder: Path, prompt: str) -> Tensor:
-    """Text embedding ``(1, 77, width)`` in fp32, by the text tower of the folder."""
+def encode_prompt(folder: Path, prompt: str, *, extra: list[str] | None = None) -> Tensor:
+    """Text embedding ``(1, 77, width)`` in fp32, by the text tower of the folder; ``extra`` as in `load_base`."""
     require(folder, "text_encoder", "tokenizer")
-    transformers = extra("transformers")
+    transformers = import_extra("transformers")
 
     def make(known: Mapping[str, Any]) -> nn.Module:
         tower: nn.Module = transformers.CLIPTextModel(transformers.CLIPTextConfig(**known))
         # Older versions of transformers nest the parts one level deeper.
         return getattr(tower, "text_model", tower)
 
-    tower = _load(folder / "text_encoder", TextSettings, make, _text_names, file="model.safetensors")
+    tower = _load(folder / "text_encoder", TextSettings, make, _text_names, file="model.safetensors", extra=extra)
     tokens = tokenise(folder, [prompt])
     if int(tokens.max()) >= len(tower.get_parameter("embeddings.token_embedding.weight")):
         raise UserError(f"{folder}: its tokenizer belongs to another text encoder; {_SOURCE}")
@@ -109,7 +118,7 @@ def encode_prompt(folder: Path, prompt: str) -> Tensor:
 def tokenise(folder: Path, texts: list[str]) -> Tensor:
     """Token ids ``(n, 77)`` by the tokenizer of the folder; longer texts are cut."""
     require(folder, "tokenizer")
-    kind = extra("transformers").CLIPTokenizer
+    kind = import_extra("transformers").CLIPTokenizer
     try:
         tokenizer = kind.from_pretrained(folder / "tokenizer", local_files_only=True)
         tokens = tokenizer(texts, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt")
@@ -118,11 +127,52 @@ def tokenise(folder: Path, texts: list[str]) -> Tensor:
     return tokens.input_ids  # type: ignore[no-any-return]
 
 
-def require(folder: Path, *parts: str) -> None:
+def holds_base(folder: Path) -> bool:
+    """Whether a folder looks like Stable Diffusion in the layout of diffusers."""
+    return (folder / "unet/config.json").is_file()
+
+
+def copy_base(folder: Path, target: Path) -> list[str]:
+    """Copy what is used of Stable Diffusion 2.1-base, after comparing every tensor with the network's.
+
+    Args:
+        folder: in the layout of diffusers.
+        target: a folder to make; with the same layout, tensors in safetensors.
+
+    Returns:
+        Names of tensors that are no part of the networks; the copy has them too.
+
+    Raises:
+        UserError: a file or tensor is missing or of another shape, or it is another Stable Diffusion.
+    """
+    for name in (name for part in _FILES.values() for name in part):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        pickled = (folder / name).with_suffix(".bin").with_stem(_PICKLED.get(Path(name).stem, Path(name).stem))
+        if name.endswith(".safetensors") and not (folder / name).is_file() and pickled.is_file():
+            save_file({key: t.contiguous() for key, t in read_tensors(pickled)[0].items()}, target / name)
+        elif (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    require(target, *_FILES, shown_as=folder)
+    extra: list[str] = []
+    unet, vae = load_base(target, extra=extra)
+    for part, wanted in ((unet, FULL.unet), (vae, FULL.vae)):
+        for name, value in wanted.items():
+            have = part.config[name]
+            if (tuple(have) if isinstance(have, list) else have) != value:
+                difference = f"its {name} is {shown(str(have))}, that of 2.1-base is {value}"
+                raise UserError(f"{folder} is another Stable Diffusion: {difference}")
+    del unet, vae
+    width = len(encode_prompt(target, "", extra=extra)[0, 0])
+    if width != FULL.unet["cross_attention_dim"]:
+        raise UserError(f"{folder}: its text embeddings have {width} channels, another number than its UNet expects")
+    return extra
+
+
+def require(folder: Path, *parts: str, shown_as: Path | None = None) -> None:
     """Raise ``UserError`` where files of these parts are missing."""
     missing = [name for part in parts for name in _FILES[part] if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"the base model folder {folder} lacks {', '.join(missing)}; {_SOURCE}")
+        raise UserError(f"the base model folder {shown_as or folder} lacks {', '.join(missing)}; {_SOURCE}")
 
 
 def _load[Settings](
@@ -132,6 +182,7 @@ def _load[Settings](
     rename: Callable[[str], str | None] = str,
     *,
     file: str = "diffusion_pytorch_model.safetensors",
+    extra: list[str] | None = None,
 ) -> nn.Module:
     """A part of the folder. Settings that are no field of ``kind`` are ignored: they are those of Stable Diffusion.
 
@@ -141,7 +192,8 @@ def _load[Settings](
     known = parse(kind, {field.name: values[field.name] for field in fields(kind) if field.name in values}, folder)  # type: ignore[arg-type]  # a dataclass
     renamed = ((rename(name), tensor) for name, tensor in read_tensors(folder / file)[0].items())
     tensors = {name: tensor for name, tensor in renamed if name is not None}
-    return build(lambda: make(asdict(known)), tensors, folder / file, f"the {folder.name} of Stable Diffusion")  # type: ignore[call-overload]  # a dataclass
+    what = f"the {folder.name} of Stable Diffusion"
+    return build(lambda: make(asdict(known)), tensors, folder / file, what, extra=extra)  # type: ignore[call-overload]  # a dataclass
 
 
 def _modern_attention(name: str) -> str:

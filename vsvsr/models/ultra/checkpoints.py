@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError, shown
@@ -15,8 +16,12 @@ from vsvsr.models.ultra.base import UNetSettings, VAESettings, load_base, requir
 from vsvsr.models.ultra.lora import Layer, factor_shapes, merge
 from vsvsr.models.ultra.network import FULL, SCALE, UltraConfig, UltraVSR
 from vsvsr.models.ultra.network import build as build_ultra
-from vsvsr.weights import read_checkpoint, read_tensors, state_dict
+from vsvsr.weights import read_checkpoint, read_metadata, read_tensors, state_dict
 
+_STATES = ("state_dict_unet", "state_dict_vae")
+_RELEASED = "released"
+"""Metadata of the authors' checkpoint as safetensors: what it holds besides tensors, as JSON."""
+_HIGHEST_RANK = 1 << 10
 _SOURCE = "the authors link it at github.com/yongliuy/UltraVSR (model_UltraVSR.pkl)"
 _MODULES = {
     "unet_lora_encoder_modules": ("rank_unet", "default_encoder"),
@@ -31,17 +36,22 @@ def load(path: Path, base: Path | None = None) -> Loaded[UltraVSR]:
     """The network of a file.
 
     Args:
-        path: a ``.safetensors`` file by `save`, or the authors' checkpoint.
+        path: a ``.safetensors`` file by `save`, or the authors' checkpoint, as it is or as `released_tensors` has it.
         base: folder of Stable Diffusion 2.1-base, which the authors' checkpoint completes.
 
     Raises:
         UserError: something is missing, damaged, or does not fit.
     """
-    if path.suffix == ".safetensors":
+    if not needs_base(path):
         return load_compact(path)
     if base is None:
         raise UserError(f"weights file {path} completes Stable Diffusion 2.1-base; give the folder of that as well")
     return load_released(path, base)
+
+
+def needs_base(path: Path) -> bool:
+    """Whether a file completes Stable Diffusion 2.1-base, as the authors' does; our compact networks are whole."""
+    return path.suffix != ".safetensors" or _RELEASED in read_metadata(path)
 
 
 def load_released(path: Path, base: Path, config: UltraConfig = FULL) -> Loaded[UltraVSR]:
@@ -54,40 +64,84 @@ def load_released(path: Path, base: Path, config: UltraConfig = FULL) -> Loaded[
     except ValueError as error:
         raise UserError(f"{base} is not Stable Diffusion 2.1-base: {error}") from error
     try:
-        apply_checkpoint(network, state)
+        unknown = apply_checkpoint(network, state)
     except UserError as error:
         raise UserError(f"weights file {path}: {error}") from error
+    if unknown:
+        some = ", ".join(unknown[:3])
+        raise UserError(f"weights file {path}: {len(unknown)} unknown entries in the checkpoint: {shown(some)}")
     return Loaded(network.eval().requires_grad_(False), SCALE)
 
 
 def _read_released(path: Path) -> dict[str, Any]:
     """The entries of the authors' file that are used, each of its right type."""
-    try:
-        content = read_checkpoint(path)
-    except UserError as error:
-        raise UserError(f"{error}; {_SOURCE}") from error
-    states = ("state_dict_unet", "state_dict_vae")
-    for name in (*states, *_MODULES, *(rank for rank, _ in _MODULES.values())):
+    if path.suffix == ".safetensors":
+        tensors, metadata = read_tensors(path)
+        content = read_settings(metadata, path, _RELEASED)
+        for name in _STATES:
+            prefix = f"{name}."
+            content[name] = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    else:
+        try:
+            content = read_checkpoint(path)
+        except UserError as error:
+            raise UserError(f"{error}; {_SOURCE}") from error
+    return _checked(content, path)
+
+
+def _checked(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    for name in (*_STATES, *_MODULES, *(rank for rank, _ in _MODULES.values())):
         if name not in content:
             raise UserError(f"weights file {path} lacks {name}; {_SOURCE}")
-    state: dict[str, Any] = {name: state_dict(content[name], path) for name in states}
+    state: dict[str, Any] = {name: state_dict(content[name], path) for name in _STATES}
     for modules, (rank, _) in _MODULES.items():
         state |= {rank: content[rank], modules: content[modules]}
         listed = isinstance(state[modules], list) and all(isinstance(name, str) for name in state[modules])
-        if not listed or type(state[rank]) is not int:
+        if not listed or type(state[rank]) is not int or not 0 < state[rank] <= _HIGHEST_RANK:
             raise UserError(f"weights file {path}: {modules} or {rank} is no list of names or no number; {_SOURCE}")
     return state
 
 
-def apply_checkpoint(network: UltraVSR, state: dict[str, Any]) -> None:
+def released_tensors(
+    content: Mapping[Any, Any], path: Path, config: UltraConfig = FULL
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """The authors' checkpoint as safetensors hold it: tensors, metadata, and the names of entries that are not used.
+
+    Every entry is compared with the layer of the network that it is for.
+
+    Args:
+        content: of the authors' file.
+        path: of the file, for messages.
+        config: of the network that it is for.
+
+    Raises:
+        UserError: an entry is missing or of another shape or type.
+    """
+    state = _checked(content, path)
+    with torch.device("meta"):
+        network = build_ultra(config)
+    shapes = {**state, **{name: {key: t.to("meta") for key, t in state[name].items()} for name in _STATES}}
+    try:
+        unknown = apply_checkpoint(network, shapes)
+    except UserError as error:
+        raise UserError(f"weights file {path}: {error}") from error
+    tensors = {f"{name}.{key}": value.float() for name in _STATES for key, value in state[name].items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in unknown}
+    return tensors, {_RELEASED: json.dumps({name: state[name] for name in state if name not in _STATES})}, unknown
+
+
+def apply_checkpoint(network: UltraVSR, state: dict[str, Any]) -> list[str]:
     """Load temporal shift modules and merge adapters from the released layout into ``network``.
 
     Args:
         network: with the base model's weights.
         state: ``rank_unet``, ``rank_vae``, lists of adapted modules, ``state_dict_unet``, ``state_dict_vae``.
 
+    Returns:
+        Names of the entries that are not used, after the name of their state dict and a dot.
+
     Raises:
-        UserError: an entry is missing, has another shape than the rank says, or is unknown.
+        UserError: an entry is missing, or has another shape than the rank says.
     """
     unet, vae = _Entries(state, "state_dict_unet"), _Entries(state, "state_dict_vae")
     if "conv_in" in _entry(state, "unet_lora_encoder_modules"):
@@ -105,8 +159,7 @@ def apply_checkpoint(network: UltraVSR, state: dict[str, Any]) -> None:
     ):
         for name, parameter in rts.named_parameters():
             parameter.data.copy_(entries.pop(f"{prefix}.{name}", tuple(parameter.shape)))
-    unet.done()
-    vae.done()
+    return [*unet.rest(), *vae.rest()]
 
 
 class _Entries:
@@ -124,10 +177,8 @@ class _Entries:
             raise UserError(f"{shown(key)} in the checkpoint has shape {tuple(tensor.shape)}; {shape} is expected")
         return tensor
 
-    def done(self) -> None:
-        if self._tensors:
-            some = ", ".join(sorted(self._tensors)[:3])
-            raise UserError(f"{len(self._tensors)} unknown entries in {self._name} of the checkpoint: {shown(some)}")
+    def rest(self) -> list[str]:
+        return [f"{self._name}.{key}" for key in sorted(self._tensors)]
 
 
 def _entry(state: Mapping[str, Any], key: str) -> Any:

@@ -1,6 +1,6 @@
 """CLIP-IQA (Wang et al., AAAI 2023), the degradation factor of a clip: CLIP RN50 in the layout of OpenAI's weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,6 +22,8 @@ PAIRS = (
 )
 """Prompts for good and bad; the score is the mean share of the good ones."""
 SAMPLES = 5
+_UNUSED = ("visual.attnpool.positional_embedding", "input_resolution", "context_length", "vocab_size")
+"""Entries of OpenAI's files: an embedding for one size of plane, and sizes."""
 
 
 def sample_indices(frames: int) -> list[int]:
@@ -192,15 +194,37 @@ def measure_degradation(judge: ClipIQA, tokens: Tensor, frames: Sequence[Tensor]
 
 
 def load_clip_iqa(path: Path) -> ClipIQA:
-    """CLIP RN50 from a local safetensors file with OpenAI's names.
+    """CLIP RN50 from a local file with OpenAI's names.
 
     Raises:
         UserError: the file is missing or is something else.
     """
     try:
-        tensors, _ = read_tensors(path)
-        tensors.pop("visual.attnpool.positional_embedding", None)
-        return build(ClipIQA, tensors, path, "CLIP RN50")
+        return _build(read_tensors(path)[0], path, None)
     except UserError as error:
         remedy = 'give CLIP RN50 by OpenAI as safetensors (published as "resnet50_clip.openai"), or set degradation'
         raise UserError(f"{error}; {remedy}") from error
+
+
+def holds_clip(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict looks like a CLIP with a ResNet."""
+    return "visual.attnpool.q_proj.weight" in tensors
+
+
+def clip_tensors(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of `ClipIQA`, in fp32, and the names of entries that are no part of it.
+
+    Args:
+        tensors: of CLIP RN50 with OpenAI's names.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: an entry is missing or of another shape.
+    """
+    extra: list[str] = []
+    return _build(tensors, path, extra).state_dict(), extra
+
+
+def _build(tensors: Mapping[str, Tensor], path: Path, extra: list[str] | None) -> ClipIQA:
+    known = {name: tensor for name, tensor in tensors.items() if name not in _UNUSED}
+    return build(ClipIQA, known, path, "CLIP RN50", extra=extra)

@@ -1,12 +1,12 @@
-"""Low-rank adapters (LoRA): ``W + 2 B A``, as layers for training and merged into plain layers for inference."""
+"""Low-rank adapters (LoRA): ``W + 8 / r B A``, as layers for training and merged into plain layers for inference."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-SCALE = 2.0
-"""The released configuration leaves PEFT's ``lora_alpha`` of 8 in place: 8 / rank 4."""
+ALPHA = 8.0
+"""The released configuration leaves PEFT's ``lora_alpha`` in place; with rank 4 an adapter counts twice."""
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
 _CONVOLUTIONS = ("conv", "conv1", "conv2", "conv_in", "conv_shortcut", "conv_out", "quant_conv")
@@ -49,20 +49,21 @@ def factor_shapes(layer: Layer, rank: int) -> tuple[tuple[int, ...], tuple[int, 
 
 
 def merge(layer: Layer, a: Tensor, b: Tensor) -> None:
-    """Add ``2 B A`` to the layer's weight, summed over the rank in fp32."""
+    """Add ``8 / r B A`` to the layer's weight, summed over the rank ``r`` in fp32."""
     delta = (b.float().flatten(1) @ a.float().flatten(1)).view_as(layer.weight)
     with torch.no_grad():
-        layer.weight.copy_(layer.weight.float() + SCALE * delta)
+        layer.weight.copy_(layer.weight.float() + ALPHA / len(a) * delta)
 
 
 class LoRA(nn.Module):
-    """A frozen linear or convolution layer with a trainable adapter: ``base(x) + 2 B(A(x))``.
+    """A frozen linear or convolution layer with a trainable adapter: ``base(x) + 8 / r B(A(x))``.
 
     B starts at zero and A as Gaussian, so that a fresh adapter changes nothing.
     """
 
     def __init__(self, base: Layer, rank: int) -> None:
         super().__init__()
+        self.scale = ALPHA / rank
         self.base_layer: Layer = base.requires_grad_(False)
         self.lora_A: Layer
         self.lora_B: Layer
@@ -77,7 +78,7 @@ class LoRA(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) + SCALE * self.lora_B(self.lora_A(x))  # type: ignore[no-any-return]
+        return self.base_layer(x) + self.scale * self.lora_B(self.lora_A(x))  # type: ignore[no-any-return]
 
 
 def add_adapters(network: nn.Module, targets: Mapping[str, list[str]], rank: int) -> None:

@@ -3,6 +3,7 @@
 The defaults are those of the authors, but for the number of steps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,9 @@ from torch import Tensor
 from vsvsr import weights
 from vsvsr.errors import UserError
 from vsvsr.evaluation.metrics import psnr
+from vsvsr.models.basicvsr import BasicVSR
+from vsvsr.models.basicvsr import load as load_basicvsr
+from vsvsr.models.common.padding import extend
 from vsvsr.models.mia import MIAVSR, KeepRatios, MaskSite, threshold_gate
 from vsvsr.models.mia.checkpoints import own_tensors
 from vsvsr.models.mia.gates import TEMPERATURE, Gate
@@ -43,10 +47,15 @@ class Settings(AveragedSettings, CropValidationSettings):
     crop: int = 64
     start: Annotated[Path | None, Option("weights to start from; stages that they lack begin anew")] = None
     flow: Annotated[str, Option("checkpoint whose flow network to take, by name or path")] = "BasicVSR_REDS4"
+    teacher: Annotated[
+        str | None, Option("BasicVSR checkpoint to be taught by, by name or path; the network starts with its head")
+    ] = None
+    distillation: Annotated[float, Option("weight of the distance to the teacher's features before the head")] = 1.0
     embed_dim: Annotated[int, Option("channels of the attention")] = 120
     depths: Annotated[tuple[int, ...], Option("blocks of each stage")] = (6, 6, 6, 6)
     heads: Annotated[int, Option("of the attention")] = 6
-    mid_channels: Annotated[int, Option("channels of the propagation")] = 64
+    mid_channels: Annotated[int, Option("channels after the last pass")] = 64
+    window: Annotated[int, Option("height and width of the attention's windows")] = 8
 
 
 def keep_all(site: MaskSite, logits: Tensor) -> Tensor:
@@ -87,16 +96,25 @@ class MIA:
         training: crops to learn from.
         validation: crops to judge by.
         processes: share each batch.
+        teacher: see `losses`.
     """
 
     best_by = None
 
     def __init__(
-        self, network: MIAVSR, settings: Settings, *, training: Crops, validation: Crops, processes: Processes
+        self,
+        network: MIAVSR,
+        settings: Settings,
+        *,
+        training: Crops,
+        validation: Crops,
+        processes: Processes,
+        teacher: BasicVSR | None = None,
     ) -> None:
         processes.check_batch(settings.batch)
         self.settings, self._processes = settings, processes
         self._training, self._validation = training, validation
+        self._teacher = teacher if teacher is None else teacher.to(processes.device)
         self.network = network.to(processes.device).to(memory_format=torch.channels_last).train()
         self.network.spynet.requires_grad_(False)
         self.averaged = AveragedWeights(self.network, settings.ema)
@@ -124,15 +142,13 @@ class MIA:
         # For Gumbel noise and stochastic depth.
         torch.manual_seed(int(rng.integers(2**62)) + processes.index)
         with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
-            loss, kept = losses(self.network, batch.frames, batch.truth, masked=masked)
-        sparsity = settings.sparsity if masked else 0.0
-        self._optimiser.step(loss + sparsity * kept, Schedule(steps=total).share(done))
+            terms = losses(self.network, batch.frames, batch.truth, masked=masked, teacher=self._teacher)
+        weights = {"loss": 1.0, "kept_in_training": settings.sparsity, "distillation": settings.distillation}
+        total_loss = sum((weights[name] * term for name, term in terms.items()), batch.frames.new_zeros(()))
+        self._optimiser.step(total_loss, Schedule(steps=total).share(done))
         self.averaged.update(step)
-        return {
-            "loss": float(loss.detach()),
-            "learning_rate": self._optimiser.learning_rate,
-            "kept_in_training": float(kept.detach()),
-        }
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        return {"learning_rate": self._optimiser.learning_rate, **values}
 
     def _new_optimiser(self) -> Optimiser:
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
@@ -159,20 +175,37 @@ class MIA:
         self._optimiser.load_state_dict(state["optimiser"])
 
 
-def losses(network: MIAVSR, frames: Tensor, truth: Tensor, *, masked: bool) -> tuple[Tensor, Tensor]:
-    """Reconstruction loss, and the share of kept positions with its gradient.
+def losses(
+    network: MIAVSR, frames: Tensor, truth: Tensor, *, masked: bool, teacher: BasicVSR | None = None
+) -> dict[str, Tensor]:
+    """Reconstruction (``loss``), the share of kept positions, and the distance to a teacher, each with its gradient.
 
     Args:
         network: in training mode.
         frames: ``(n, t, 3, h, w)``.
         truth: ``(n, t, 3, 4h, 4w)``.
         masked: whether the second phase has begun.
+        teacher: a BasicVSR whose features before the head the network shall have: the mean of ``|x - x_teacher|``.
     """
     gumbel = GumbelGate()
     gate: Gate = gumbel if masked else keep_all
+    clip, indices = frames.unbind(1), range(frames.shape[1])
+    features = list(network.features(clip, indices, gate=gate))
+    pictures = torch.stack([network.reconstruct(x, frame) for x, frame in zip(features, clip, strict=True)], dim=1)
     # The authors' code has this epsilon.
-    loss = charbonnier(_inner(network(frames, gate=gate)).float(), _inner(truth), 1e-12)
-    return loss, gumbel.sparsity() if masked else loss.new_ones(())
+    loss = charbonnier(_inner(pictures).float(), _inner(truth), 1e-12)
+    terms = {"loss": loss, "kept_in_training": gumbel.sparsity() if masked else loss.new_ones(())}
+    if teacher is not None:
+        terms["distillation"] = F.l1_loss(torch.stack(features), _taught(teacher, clip))
+    return terms
+
+
+@torch.no_grad()
+def _taught(teacher: BasicVSR, clip: Sequence[Tensor]) -> Tensor:
+    """The teacher's features before its head, ``(t, n, c, h, w)``."""
+    height, width = clip[0].shape[-2:]
+    passes = teacher.passes([extend(frame) for frame in clip], range(len(clip)))
+    return torch.stack([teacher.fuse(states)[..., :height, :width] for states in passes])
 
 
 @torch.inference_mode()
@@ -237,22 +270,40 @@ def load_flow(network: MIAVSR, name: str) -> None:
         raise UserError(f"{name} holds no SPyNet: {' '.join(str(error).split())}") from None
 
 
+def take_head(network: MIAVSR, teacher: BasicVSR) -> None:
+    """Start with the teacher's reconstruction head.
+
+    Raises:
+        UserError: its features have another width.
+    """
+    have, wanted = network.conv_before_upsample.out_channels, teacher.fusion.out_channels
+    if have != wanted:
+        raise UserError(f"--mid-channels {have} is not possible; allowed with this teacher: {wanted}")
+    for part in ("upconv1", "upconv2", "conv_hr", "conv_last"):
+        network.get_submodule(part).load_state_dict(teacher.get_submodule(part).state_dict())
+
+
 def run(settings: Settings) -> None:
     """Train."""
     if _SCALE * settings.crop <= 2 * _BORDER:
         raise UserError(f"--crop {settings.crop} is not possible; allowed: more than {2 * _BORDER // _SCALE}")
     torch.manual_seed(settings.seed)
     heads = [settings.heads] * len(settings.depths)
-    network = MIAVSR(settings.embed_dim, settings.depths, heads, settings.mid_channels)
+    network = MIAVSR(
+        settings.embed_dim, settings.depths, heads, settings.mid_channels, (3, settings.window, settings.window)
+    )
+    teacher = None if settings.teacher is None else load_basicvsr(weights.find(settings.teacher)).network
     if settings.start is not None:
         load_start(network, settings.start)
     else:
         load_flow(network, settings.flow)
+        if teacher is not None:
+            take_head(network, teacher)
     processes = Processes.launched()
     training, validation = (
         Crops(Clips(folder, scale=_SCALE), frames=settings.frames, crop=settings.crop)
         for folder in (settings.data, settings.validation)
     )
-    recipe = MIA(network, settings, training=training, validation=validation, processes=processes)
+    recipe = MIA(network, settings, training=training, validation=validation, processes=processes, teacher=teacher)
     steps = settings.steps + settings.mask_steps
     train(recipe, settings, steps=steps, processes=processes, milestones=[settings.steps])
