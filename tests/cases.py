@@ -12,6 +12,9 @@ from vsvsr.filters.registry import FILTERS
 CASES: dict[str, Case] = {name: import_module(f"tests.filters.{name.lower()}").CASE for name in FILTERS}
 
 type Make = Callable[..., vs.VideoNode]
+type GPUOf = Callable[[tuple[int, int]], None]
+"""Pretends that CUDA devices have a compute capability and launch kernels."""
+
 type WeightsOf = Callable[[str], Path]
 """The weights file of a filter's case, by the filter's name."""
 

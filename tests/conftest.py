@@ -2,15 +2,17 @@
 
 import functools
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import vapoursynth as vs
 
 from tests.cases import CASES, WeightsOf
 from tests.clips import clip_path
 from tests.ultra_files import write_base_folder
+from vsvsr.ops import dispatch
 
 # A shell's background job starts with interruptions ignored, and so would every command that the tests start and
 # interrupt.
@@ -24,6 +26,19 @@ def core() -> Iterator[vs.Core]:
     threads, cache = core.num_threads, core.max_cache_size
     yield core
     core.num_threads, core.max_cache_size = threads, cache
+
+
+@pytest.fixture
+def gpu_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[tuple[int, int]], None]]:
+    """Says that CUDA devices have a compute capability, and that kernels can be launched on them."""
+
+    def pretend(capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(dispatch, "launch_problem", lambda _: None)
+        dispatch.kernel_problem.cache_clear()
+
+    yield pretend
+    dispatch.kernel_problem.cache_clear()
 
 
 @pytest.fixture(scope="session")

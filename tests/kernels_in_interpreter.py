@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from vsvsr.triton_kernels.probe import answer
 
 from vsvsr.models.common import ResidualBlocksWithInputConv
 from vsvsr.models.fastreal import FastRealVSR
@@ -76,6 +77,10 @@ def pool(side: int) -> tuple[Tensor, Tensor]:
     line = torch.arange(1, side + 1).minimum(torch.arange(side, 0, -1)).float()
     kernels = torch.stack((torch.full((side, side), 1 / side**2), torch.outer(line, line) / line.sum() ** 2))
     return kernels, torch.tensor([[0.0, 1, 0], [2, -1, 0], [0, 0, 1], [2, 0, -1], [1, 0, 0]])
+
+
+def test_the_probe_answers() -> None:
+    assert answer(torch.device("cpu")) == 42
 
 
 class TestHiddenStateAttention:
@@ -211,6 +216,20 @@ class TestBlockSkip:
         assert torch.equal(result.permute(0, 2, 3, 1)[skipped], held.float().permute(0, 2, 3, 1)[skipped])
         assert_untouched_outside(residual, buffer)
 
+    def test_a_held_residual_with_gaps_gets_the_same(self) -> None:
+        torch.manual_seed(0)
+        x, held = torch.randn(2, 8 * 8, 16)
+        weights = torch.randn(2, 16, 16, 3, 3) / 12, torch.randn(2, 16)
+        block = weights[0][0], weights[1][0], weights[0][1], weights[1][1]
+        tiles = torch.tensor([0, 3])
+        every_second = torch.full((2 * 8 * 8, 32), CANARY)
+        gaps = every_second[::2, ::2]
+        gaps.copy_(held)
+        fused_block_residual(x, held, *block, tiles, 8, 8, 4)
+        fused_block_residual(x.t().contiguous().t(), gaps, *block, tiles, 8, 8, 4)
+        assert torch.equal(gaps, held)
+        assert bool((every_second[1::2] == CANARY).all())
+
 
 class TestFlowWarp:
     @pytest.mark.parametrize("padding", ["zeros", "border"])
@@ -247,6 +266,18 @@ class TestFlowWarp:
         torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
         assert len(results) == 1
         assert_untouched_outside(*results[0])
+
+    @pytest.mark.parametrize("padding", ["zeros", "border"])
+    def test_a_flow_that_is_not_finite_gives_what_the_plain_form_gives(
+        self, padding: Literal["zeros", "border"]
+    ) -> None:
+        torch.manual_seed(0)
+        x, flow = torch.rand(1, 3, 5, 7) + 1, torch.zeros(1, 2, 5, 7)
+        for column, displacement in enumerate((float("nan"), float("inf"), float("-inf"))):
+            flow[0, 0, 1, column] = flow[0, 1, 3, column] = displacement
+        flow[0, :, 4, 4] = float("nan")
+        expected = flow_warp_reference(x, flow, padding=padding)
+        torch.testing.assert_close(fused_flow_warp(x, flow, padding == "border"), expected, atol=2e-5, rtol=2e-5)
 
 
 def hidden_state_attention_arguments() -> tuple[Tensor, ...]:

@@ -9,15 +9,18 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import vapoursynth as vs
 
+from tests.cases import GPUOf
 from tests.clips import clip_path
 from tests.films import decode, ffmpeg, small
 from vsvsr.cli import doctor
 from vsvsr.cli.app import app
+from vsvsr.engine.device import GPU
 from vsvsr.filters.registry import FILTERS
 from vsvsr.video.source import open_video
 
@@ -287,6 +290,38 @@ def test_the_doctor_finds_a_sound_installation_sound(
     assert code == 0, report
     for subject in ("python", "vapoursynth", "torch", "plugin", "source filter", "vspipe", "ffmpeg", "Ultra"):
         assert f"\nok   {subject} " in f"\n{report}"
+
+
+@pytest.mark.parametrize(
+    ("problem", "capability", "words"),
+    [
+        (None, (8, 0), "they run"),
+        ("RuntimeError: Failed to find C compiler", (8, 0), "Failed to find C compiler; PyTorch runs in their place"),
+        (None, (7, 5), "compute capability 8.0 or newer; PyTorch runs in their place"),
+    ],
+)
+def test_the_doctor_says_whether_the_fused_kernels_run_and_what_is_missing(
+    problem: str | None, capability: tuple[int, int], words: str, gpu_of: GPUOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu_of(capability)
+    monkeypatch.setattr("vsvsr.ops.dispatch.launch_problem", lambda device: problem)
+    monkeypatch.setattr("vsvsr.engine.device.gpus", lambda: iter([GPU(0, "NVIDIA Pretended", None)]))
+    properties = SimpleNamespace(total_memory=24 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: properties)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    _, device, kernels = doctor._torch()
+    assert device.state == "0: NVIDIA Pretended, 24.0 GiB"
+    assert kernels.subject == "kernels on 0"
+    assert words in kernels.state
+    assert ("missing: a C compiler" in kernels.state) is (problem is not None)
+
+
+def test_the_doctor_names_a_gpu_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vsvsr.engine.device.gpus", lambda: iter([GPU(0, "", "GPU 0 cannot be used: too old")]))
+    _, device = doctor._torch()
+    assert device.state == "GPU 0 cannot be used: too old"
+    assert device.remedy is not None
 
 
 def test_the_doctor_says_what_ultra_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,10 @@ Tests on a real GPU are in test_gpu.py.
 import contextlib
 import gc
 import itertools
+import re
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tests.cases import GPUOf
 from tests.test_planes import memory
 from vsvsr.bridge import FilterInstance
+from vsvsr.engine import memory as device_memory
 from vsvsr.engine.chunked import ChunkedNetwork
-from vsvsr.engine.graph import StepGraph
-from vsvsr.engine.memory import fit_tiles
+from vsvsr.engine.device import choose_device, gpus
+from vsvsr.engine.graph import CudaCapture, Recorder, copied
+from vsvsr.engine.memory import fit_tiles, is_out_of_memory, rehearse, release
 from vsvsr.engine.planes import Output, Planes, read
 from vsvsr.engine.recurrent import RecurrentNetwork
 from vsvsr.engine.tiling import TileGrid
@@ -201,10 +205,9 @@ class LooseStreams(PretendedStreams):
         self.queued.append((target, source))
 
 
-def capture_again(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """A graph whose replay runs the function on the same memory."""
-    result = function().clone()
-    return lambda: result.copy_(function()), result
+def capture_again(function: Callable[[], object]) -> Callable[[], None]:
+    """A graph whose replay runs the function on the same memory, with nothing left in it from before."""
+    return lambda: [function(), None][1]
 
 
 @pytest.fixture
@@ -214,46 +217,159 @@ def network(tiny_fastreal: Path) -> RecurrentNetwork:
     )
 
 
-class TestStepGraph:
-    def test_replays_give_the_states_of_the_step(self, tiny_fastreal: Path) -> None:
-        model = load_fastreal(tiny_fastreal).network
-        captured = []
-
-        def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-            captured.append(function)
-            return capture_again(function)
-
-        graph = StepGraph(model.propagate, capture)
-        torch.manual_seed(0)
-        with torch.inference_mode():
-            for size in ((24, 40), (32, 24)):
-                frames = torch.rand(5, 1, 3, *size)
-                hidden = [model.propagate(frames[0], None, None)]
-                expected = list(hidden)
-                for before, frame in itertools.pairwise(frames):
-                    hidden.append(graph(frame, before, hidden[-1]))
-                    expected.append(model.propagate(frame, before, expected[-1]))
-                # Compared at the end: no replay may have changed a state that was returned before.
-                for state, wanted in zip(hidden, expected, strict=True):
-                    assert torch.equal(state, wanted)
-        assert len(captured) == 2
-
-    def test_a_step_that_cannot_be_captured_runs_without_a_graph(
-        self, tiny_fastreal: Path, caplog: pytest.LogCaptureFixture
+class TestRecorder:
+    def test_replays_give_the_results_of_the_functions_in_memory_of_the_largest_alone(
+        self, tiny_fastreal: Path
     ) -> None:
         model = load_fastreal(tiny_fastreal).network
+        recorded = []
 
-        def capture(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        def capture(function: Callable[[], object]) -> Callable[[], None]:
+            recorded.append(function)
+            return capture_again(function)
+
+        recorder = Recorder(capture)
+        step = recorder(copied(model.propagate))
+        first = recorder(copied(lambda frame: model.propagate(frame, None, None)))
+        torch.manual_seed(0)
+        with torch.inference_mode():
+            for size in ((32, 40), (24, 40), (16, 32)):
+                frames = torch.rand(5, 1, 3, *size)
+                hidden, expected = [first(frames[0]).clone()], [model.propagate(frames[0], None, None)]
+                for before, frame in itertools.pairwise(frames):
+                    hidden.append(step(frame, before, hidden[-1]).clone())
+                    expected.append(model.propagate(frame, before, expected[-1]))
+                for state, wanted in zip(hidden, expected, strict=True):
+                    assert torch.equal(state, wanted)
+        assert len(recorded) == 6
+        channels = hidden[0].shape[1]
+        # Frame, frame before, hidden state and result of 32x40 pixels, for both functions and all sizes.
+        assert sum(x.numel() for x in recorder._buffers.values()) == 32 * 40 * (3 + 3 + channels + channels)
+
+    def test_what_cannot_be_recorded_runs_without_a_graph(self, caplog: pytest.LogCaptureFixture) -> None:
+        def capture(function: Callable[[], object]) -> Callable[[], None]:
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-        graph = StepGraph(model.propagate, capture)
-        frame, previous = torch.rand(2, 1, 3, 24, 40)
-        hidden = model.propagate(previous, None, None)
+        double = Recorder(capture)(copied(lambda x: x * 2))
+        x = torch.rand(3)
         for _ in range(2):
-            assert torch.equal(graph(frame, previous, hidden), model.propagate(frame, previous, hidden))
+            assert torch.equal(double(x), x * 2)
         assert caplog.messages == [
-            "the step runs without a CUDA graph: operation not permitted when stream is capturing"
+            "the network runs without a CUDA graph: operation not permitted when stream is capturing"
         ]
+
+    def test_memory_that_runs_out_while_recording_is_told(self) -> None:
+        def capture(function: Callable[[], object]) -> Callable[[], None]:
+            raise RuntimeError("CUDA error: out of memory")
+
+        with pytest.raises(RuntimeError, match="out of memory"):
+            Recorder(capture)(copied(lambda x: x * 2))(torch.rand(3))
+
+    @pytest.mark.parametrize("tile", [(0, 0), (32, 24)])
+    def test_every_part_of_the_work_is_recorded_at_construction_and_gives_the_same_pixels(
+        self, tiny_fastreal: Path, tile: tuple[int, int]
+    ) -> None:
+        model = load_fastreal(tiny_fastreal).network
+        tiles = TileGrid(72, 56, tile, 8, smallest=16, scale=4)
+        plain, replayed = (RecurrentNetwork(model, CPU, torch.float32, tiles) for _ in range(2))
+        recorded = []
+
+        def capture(function: Callable[[], object]) -> Callable[[], None]:
+            recorded.append(function)
+            return capture_again(function)
+
+        replayed._record(Recorder(capture))
+        with torch.inference_mode():
+            replayed.dry_run(72, 56)
+            sizes = {part.shape for part in tiles.cut(torch.empty(1, 3, 56, 72))}
+            assert len(recorded) == 3 * len(sizes)
+            states: list[Any] = [None, None]
+            for shift in range(3):
+                backing, planes = memory(56, 80, torch.float32)
+                planes = Planes(56, 72, torch.float32, planes.places)
+                backing += shift / 5
+                pictures = []
+                for i, way in enumerate((plain, replayed)):
+                    states[i] = way.step(states[i], planes)
+                    pictures.append(torch.zeros(3, 224, 288))
+                    places = tuple((x.data_ptr(), 288 * 4) for x in pictures[-1])
+                    way.render(states[i], Output(Planes(224, 288, torch.float32, places)))
+                assert torch.equal(*pictures)
+        assert len(recorded) == 3 * len(sizes)
+
+
+class PretendedCuda:
+    """The part of ``torch.cuda`` that records graphs; graphs and streams of any number of devices.
+
+    Attributes:
+        current: the stream to which work goes.
+        captured: device, stream and pool of every recording.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current = "default"
+        self.captured: list[tuple[torch.device, str, object]] = []
+        self.broken = False
+        cuda = self
+
+        class Graph:
+            def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+                assert capture_error_mode == "thread_local"
+                assert cuda.current != "default"
+                cuda.captured.append((cuda.current.split()[0], cuda.current, pool))
+
+            def capture_end(self) -> None:
+                if cuda.broken:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+
+            def replay(self) -> None: ...
+
+        @contextlib.contextmanager
+        def stream(name: str) -> Iterator[None]:
+            before, cuda.current = cuda.current, name
+            try:
+                yield
+            finally:
+                cuda.current = before
+
+        counter = itertools.count()
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"{device} stream {next(counter)}")
+        monkeypatch.setattr(torch.cuda, "stream", stream)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: ("pool", next(counter)))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+
+class TestCudaCapture:
+    def test_every_device_records_on_a_stream_and_in_a_pool_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        cuda = PretendedCuda(monkeypatch)
+        ran_on = []
+        for index in range(2):
+            capture = CudaCapture(torch.device("cuda", index))
+            for _ in range(3):
+                capture(lambda: ran_on.append(cuda.current))
+        assert [device for device, _, _ in cuda.captured] == ["cuda:0"] * 3 + ["cuda:1"] * 3
+        assert len({stream for _, stream, _ in cuda.captured}) == 2
+        assert len({pool for _, _, pool in cuda.captured}) == 2
+        # Once before, where the work goes anyway, and once recorded.
+        assert ran_on == [place for _, stream, _ in cuda.captured for place in ("default", stream)]
+
+    @pytest.mark.parametrize("broken", [False, True])
+    def test_a_recording_that_fails_leaves_the_stream_as_it_was_and_tells_the_first_error(
+        self, broken: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cuda = PretendedCuda(monkeypatch)
+        cuda.broken = True
+        calls = itertools.count()
+
+        def function() -> None:
+            if next(calls) and broken:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        with pytest.raises(RuntimeError, match="CUDA out of memory" if broken else "previous error"):
+            CudaCapture(torch.device("cuda", 0))(function)
+        assert cuda.current == "default"
 
 
 class Reaching(TorchDispatchMode):
@@ -275,9 +391,9 @@ class Reaching(TorchDispatchMode):
 @pytest.mark.parametrize("config", [COMPACT, FastRealConfig()], ids=["compact", "full size"])
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0)], ids=["plain forms", "kernels"])
 def test_a_step_on_a_gpu_never_waits_for_it_nor_for_the_host(
-    config: FastRealConfig, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    config: FastRealConfig, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu_of(capability)
     # cuDNN's sampler has no fake implementation.
     monkeypatch.setattr(F, "grid_sample", lambda x, *_, **__: torch.empty_like(x))
     with FakeTensorMode(), torch.no_grad():
@@ -396,8 +512,9 @@ class TestMemory:
 class Hungry:
     """A session that runs out of memory a number of times, and records the thread on which it is freed."""
 
-    def __init__(self, failures: int, events: list[str]) -> None:
+    def __init__(self, failures: int, events: list[str], error: RuntimeError | None = None) -> None:
         self.failures = failures
+        self.error = error
         self.events = events
 
     def advance(self, n: int, wanted: list[int], sources: dict[int, Source[Planes]]) -> list[int]:
@@ -407,7 +524,8 @@ class Hungry:
         if self.failures:
             self.failures -= 1
             self.scratch = torch.empty(1)
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB")
+            assert self.error is not None
+            raise self.error
         return False
 
     def failed(self, frames: Sequence[int]) -> None: ...
@@ -422,32 +540,212 @@ class Hungry:
         self.events.append(f"session freed on {threading.current_thread().name}")
 
 
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 TiB"),
+    RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_what_libraries_say_when_memory_runs_out_is_understood(error: RuntimeError) -> None:
+    assert is_out_of_memory(error)
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    for error in (RuntimeError("CUDA error: an illegal memory access was encountered"), ValueError("out of memory")):
+        assert not is_out_of_memory(error)
+
+
 class TestFilterInstance:
     @pytest.fixture
-    def emptied(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """The threads that called ``empty_cache``."""
-        emptied: list[str] = []
-        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(threading.current_thread().name))
-        return emptied
+    def released(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The devices whose memory was given back, with the threads that did it."""
+        released: list[str] = []
+        monkeypatch.setattr(
+            "vsvsr.bridge.release", lambda device: released.append(f"{device} on {threading.current_thread().name}")
+        )
+        return released
 
-    def test_a_frame_that_runs_out_of_memory_is_tried_again_with_less_kept(self, emptied: list[str]) -> None:
-        instance = FilterInstance(FilterSession(Hungry(1, emptied), CPU, 4), CLIP)
+    @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+    def test_a_frame_that_runs_out_of_memory_is_tried_again_with_less_kept(
+        self, error: RuntimeError, released: list[str]
+    ) -> None:
+        instance = FilterInstance(FilterSession(Hungry(1, released, error), CPU, 4), CLIP)
         assert instance.render(0, ()) == []
-        assert emptied == ["shrunk", "vsvsr cpu"]
+        assert released == ["shrunk", "cpu on vsvsr cpu"]
 
-    def test_memory_that_stays_too_small_is_one_clear_error_and_the_filter_lives(self, emptied: list[str]) -> None:
-        instance = FilterInstance(FilterSession(Hungry(2, []), CPU, 4), CLIP)
+    @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+    def test_memory_that_stays_too_small_is_one_clear_error_and_the_filter_lives(
+        self, error: RuntimeError, released: list[str]
+    ) -> None:
+        instance = FilterInstance(FilterSession(Hungry(2, [], error), CPU, 4), CLIP)
         with pytest.raises(UserError, match="the device's memory is used up; give smaller tiles or caches"):
             instance.render(0, ())
         assert instance.render(0, ()) == []
 
-    def test_a_filter_is_freed_on_the_device_thread_and_its_memory_returned_there(self, emptied: list[str]) -> None:
+    def test_another_error_is_not_tried_again(self, released: list[str]) -> None:
+        instance = FilterInstance(FilterSession(Hungry(1, released, RuntimeError("illegal access")), CPU, 4), CLIP)
+        with pytest.raises(RuntimeError, match="illegal access"):
+            instance.render(0, ())
+        assert not released
+
+    def test_a_filter_is_freed_on_the_device_thread_and_its_memory_returned_there(self, released: list[str]) -> None:
         # Its own device thread: filters of other tests may be freed meanwhile, on theirs.
-        events, device = emptied, torch.device("cpu", 0)
-        instance = FilterInstance(FilterSession(Hungry(0, events), device, 4), CLIP)
+        device = torch.device("cpu", 0)
+        instance = FilterInstance(FilterSession(Hungry(0, released), device, 4), CLIP)
         del instance
         worker_of(device).run(lambda: None)
-        assert [event for event in events if event.endswith("cpu:0")] == [
+        assert [event for event in released if event.endswith("cpu:0")] == [
             "session freed on vsvsr cpu:0",
-            "vsvsr cpu:0",
+            "cpu:0 on vsvsr cpu:0",
         ]
+
+
+class TestRelease:
+    @pytest.fixture
+    def emptied(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        emptied: list[str] = []
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("emptied"))
+        return emptied
+
+    def test_a_filter_on_the_cpu_leaves_gpus_alone(self, emptied: list[str]) -> None:
+        release(CPU)
+        assert not emptied
+        release(torch.device("cuda", 1))
+        assert emptied == ["emptied"]
+
+    def test_it_waits_while_a_graph_is_recorded(self, emptied: list[str]) -> None:
+        with device_memory.capturing():
+            thread = threading.Thread(target=release, args=(torch.device("cuda", 0),))
+            thread.start()
+            thread.join(timeout=0.2)
+            assert thread.is_alive()
+            assert not emptied
+        thread.join()
+        assert emptied == ["emptied"]
+
+    def test_another_plugins_recording_does_no_harm(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse() -> None:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+        monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+        release(torch.device("cuda", 0))
+
+
+class TestRehearsal:
+    """On a device thread that does not touch a GPU; what the allocator counts is given."""
+
+    @pytest.fixture
+    def failures(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        failures = [3]
+        monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {"num_ooms": failures[0]})
+        monkeypatch.setattr(device_memory, "worker_of", lambda device: worker_of(torch.device("meta")))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        return failures
+
+    def test_an_algorithm_that_only_runs_because_memory_is_short_counts_as_too_little(
+        self, failures: list[int]
+    ) -> None:
+        """cuDNN's next best rounds differently, and torch goes on taking it when there is memory again."""
+
+        def dry_run() -> None:
+            failures[0] += 1  # cuDNN asks for a workspace, does not get it, and says nothing
+
+        with pytest.raises(torch.OutOfMemoryError):
+            rehearse(torch.device("cuda", 0), dry_run)
+        rehearse(torch.device("cuda", 0), lambda: None)
+
+    @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+    def test_every_kind_of_memory_error_makes_the_tiles_smaller(self, failures: list[int], error: RuntimeError) -> None:
+        def dry_run() -> None:
+            raise error
+
+        def open_model(tile: Sequence[int]) -> str:
+            if not tile[0]:
+                rehearse(torch.device("cuda", 0), dry_run)
+            return "model"
+
+        assert fit_tiles((0, 0), 400, 300, open_model, smallest=32) == "model"
+
+    def test_other_errors_are_told(self, failures: list[int]) -> None:
+        def dry_run() -> None:
+            raise RuntimeError("illegal access")
+
+        with pytest.raises(RuntimeError, match="illegal access"):
+            rehearse(torch.device("cuda", 0), dry_run)
+
+
+class TestChooseDevice:
+    @pytest.fixture
+    def old_driver(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A GPU that NVML counts, under a driver too old for this torch."""
+        message = "The NVIDIA driver on your system is too old (found version 11040).\nPlease update"
+
+        def ones(*size: int, device: torch.device) -> Tensor:
+            assert device == torch.device("cuda", 0)
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch, "ones", ones)
+        monkeypatch.setattr("vsvsr.engine.device._driver", lambda: "11.4")
+
+    WHY = (
+        r"GPU 0 cannot be used: The NVIDIA driver on your system is too old \(found version 11040\)\. "
+        r"\(its driver supports CUDA 11\.4, torch [^ ]+ is built for CUDA [^ ]+\)"
+    )
+
+    def test_a_gpu_that_cannot_be_used_is_an_error_where_it_was_asked_for(self, old_driver: None) -> None:
+        with pytest.raises(UserError, match=f"^device_index=0: {self.WHY}; give device_index=-1 for the CPU$"):
+            choose_device(0)
+
+    def test_the_cpu_is_used_where_nobody_asked_for_a_gpu(
+        self, old_driver: None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert choose_device(None) == CPU
+        assert re.fullmatch(f"the CPU is used: {self.WHY}", caplog.messages[0])
+        assert choose_device(-1) == CPU
+        assert len(caplog.messages) == 1
+
+    def test_a_gpu_that_cannot_be_used_is_listed_with_the_reason(self, old_driver: None) -> None:
+        (gpu,) = gpus()
+        assert gpu.index == 0
+        assert re.fullmatch(self.WHY, gpu.problem or "")
+
+    def test_a_gpu_that_computes_is_chosen_even_when_it_is_full(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def ones(*size: int, device: torch.device) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        for given in (torch.ones, ones):
+            host = torch.zeros(1)
+            monkeypatch.setattr(
+                torch, "ones", given if given is ones else lambda *size, device, host=host: host.clone()
+            )
+            assert choose_device(None) == torch.device("cuda", 0)
+            assert choose_device(1) == torch.device("cuda", 1)
+
+
+def test_tiles_are_blended_without_uploading_weights_for_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uploads(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            if func.name() == "aten::_to_copy" and args[0].device.type == "cpu" and result.is_cuda:
+                self.size += result.nbytes
+            return result
+
+    tiles = TileGrid(1920, 1080, (512, 512), 16, smallest=16, scale=4)
+    parts = [lambda planes: None for _ in tiles.cut(torch.empty(1, 3, 1080, 1920, device="meta"))]
+    sizes = []
+    with FakeTensorMode(allow_non_fake_inputs=True), Uploads() as uploads:
+        planes = torch.empty(3, 4320, 7680, device="cuda").unbind()
+        for _ in range(2):
+            tiles.write(parts, planes)
+            sizes.append(uploads.size)
+    assert sizes[1] == sizes[0]
+    assert sizes[0] < 500_000

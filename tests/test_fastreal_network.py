@@ -15,6 +15,7 @@ from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR, load, sa
 from vsvsr.models.fastreal.attention import SelectiveCrossAttention
 from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.ops import flow_warp, hidden_state_attention
+from vsvsr.ops.hidden_state_attention import filter_depthwise
 
 SMALL = FastRealConfig(channels=8, rb1_blocks=1, rb2_blocks=1, key_channels=8)
 SMALL_COMPACT = dataclasses.replace(COMPACT, channels=8, rb2_blocks=1, key_channels=4)
@@ -242,3 +243,19 @@ def test_half_precision_keeps_the_flow_in_single_precision() -> None:
     assert network.conv_last.weight.dtype == torch.float16
     frame = rand(1, 3, 16, 16).half()
     assert network.flow(frame, frame).dtype == torch.float32
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("fast", [True, False], ids=["commuted", "reference order"])
+def test_a_constant_state_passes_the_pool_unchanged_in_half_precision(fast: bool) -> None:
+    """Filters that sum to 0.9998 would make it fade by a twentieth over a segment."""
+    network = make(replace(SMALL_COMPACT, fast_sca=fast)).half()
+    pool = network.hsa
+    assert isinstance(pool, SelectiveCrossAttention)
+    assert pool.kernels.dtype == pool.mix.dtype == torch.float32
+    assert torch.equal(pool.kernels, make(SMALL_COMPACT).hsa.kernels)
+    constant = torch.full((1, 1, 7, 9), 1.5, dtype=torch.float16)
+    for copy in filter_depthwise(constant, pool.kernels):
+        assert torch.equal(copy, constant)
+    for member in pool.members(constant):
+        assert torch.equal(member, constant)

@@ -16,7 +16,7 @@ from tests.cases import Make, WeightsOf, maker
 from tests.pixels import planes as picture_of
 from tests.pixels import play, same
 from tests.test_planes import memory
-from vsvsr.engine.graph import StepGraph
+from vsvsr.engine.graph import CudaCapture, Recorder, copied
 from vsvsr.engine.transfer import HostTransfer, transfer
 from vsvsr.engine.worker import worker_of
 from vsvsr.filters.registry import FILTERS
@@ -93,14 +93,15 @@ def test_the_step_is_captured_and_replays_its_states(
     network = FastRealVSR(config).eval().requires_grad_(False).cuda().to(memory_format=torch.channels_last)
     if dtype == torch.float16:
         network.half()
-    graph = StepGraph(network.propagate)
+    record = Recorder(CudaCapture(torch.device("cuda", 0)))
+    graph, cold = record(copied(network.propagate)), record(copied(lambda frame: network.propagate(frame, None, None)))
     frames = F.interpolate(torch.rand(4, 3, 24, 40, device="cuda"), (96, 160), mode="bicubic").to(dtype)
     frames = frames.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         first = network.propagate(frames[:1], None, None)
-        states, expected = [first], [first]
+        states, expected = [cold(frames[:1]).clone()], [first]
         for i in range(1, 4):
-            states.append(graph(frames[i : i + 1], frames[i - 1 : i], states[-1]))
+            states.append(graph(frames[i : i + 1], frames[i - 1 : i], states[-1]).clone())
             expected.append(network.propagate(frames[i : i + 1], frames[i - 1 : i], expected[-1]))
     assert not caplog.messages
     for state, wanted in zip(states, expected, strict=True):

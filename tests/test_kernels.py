@@ -3,6 +3,7 @@
 Only the test at the end runs kernels on a GPU, where there is one.
 """
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -16,7 +17,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vsvsr.ops import hidden_state_attention, masked_window_attention
+from tests.cases import GPUOf
+from vsvsr.ops import dispatch, hidden_state_attention, masked_window_attention
 from vsvsr.ops.block_skip import BlockWeights, SkipGrid, block_skip_reference, fused_block_residual
 from vsvsr.ops.dispatch import runs_kernels
 from vsvsr.ops.hidden_state_attention import (
@@ -195,33 +197,67 @@ class TestDispatch:
         [("cpu", (9, 0), False), ("cuda", (7, 5), False), ("cuda", (8, 0), True), ("cuda", (12, 0), True)],
     )
     def test_kernels_run_on_gpus_with_what_they_need(
-        self, device: str, capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+        self, device: str, capability: tuple[int, int], expected: bool, gpu_of: GPUOf
     ) -> None:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        gpu_of(capability)
         with FakeTensorMode():
             assert runs_kernels(torch.empty(2, device=device)) is expected
 
-    def test_what_needs_a_gradient_stays_with_the_plain_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    def test_what_needs_a_gradient_stays_with_the_plain_form(self, gpu_of: GPUOf) -> None:
+        gpu_of((8, 0))
         with FakeTensorMode():
             parameter = torch.empty(2, device="cuda", requires_grad=True)
             assert not runs_kernels(parameter)
             with torch.no_grad():
                 assert runs_kernels(parameter)
 
-    def test_without_triton_the_plain_form_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("vsvsr.ops.dispatch._has_triton", lambda: False)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    def test_without_triton_the_plain_form_runs(self, monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        gpu_of((8, 0))
         with FakeTensorMode():
             assert not runs_kernels(torch.empty(2, device="cuda"))
+
+    def test_what_keeps_triton_from_launching_is_told_once_and_the_plain_form_runs(
+        self, monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Its driver compiles C when the first kernel is launched."""
+        launch = dispatch.launch_problem
+        gpu_of((8, 0))
+        monkeypatch.setattr(dispatch, "launch_problem", launch)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+
+        def answer(device: torch.device) -> int:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nMore")
+
+        monkeypatch.setattr("vsvsr.triton_kernels.probe.answer", answer)
+        with FakeTensorMode():
+            for _ in range(2):
+                assert not runs_kernels(torch.empty(2, device="cuda"))
+        assert caplog.messages == [
+            "PyTorch runs in place of the fused kernels: RuntimeError: Failed to find C compiler. "
+            "Please specify via CC environment variable."
+        ]
+
+    def test_every_device_is_tried_with_a_kernel_of_its_own(
+        self, monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf
+    ) -> None:
+        launch = dispatch.launch_problem
+        gpu_of((8, 0))
+        tried = []
+        monkeypatch.setattr(dispatch, "launch_problem", launch)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        monkeypatch.setattr("vsvsr.triton_kernels.probe.answer", lambda device: tried.append(device.index) or 42)
+        for index in (0, 1, 0):
+            assert dispatch.kernel_problem(torch.device("cuda", index)) is None
+        assert tried == [0, 1]
 
     # Fake implementations answer below, so shapes and types are those that a GPU would give.
 
     @pytest.mark.parametrize("capability", [(7, 5), (8, 0)])
     def test_hidden_state_attention_asks_for_the_kernel_where_it_runs(
-        self, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+        self, capability: tuple[int, int], gpu_of: GPUOf
     ) -> None:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        gpu_of(capability)
         with FakeTensorMode(), torch.no_grad(), torch.device("cuda"), Called() as called:
             query, value = torch.empty(1, 16, 5, 7).half(), torch.empty(1, 32, 5, 7).half()
             result = hidden_state_attention(query, query, value, torch.empty(3, 5, 5), torch.empty(5, 4))
@@ -229,8 +265,8 @@ class TestDispatch:
         assert result.shape == value.shape
         assert result.dtype == torch.float16
 
-    def test_masked_window_attention_asks_for_the_kernel_where_it_runs(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    def test_masked_window_attention_asks_for_the_kernel_where_it_runs(self, gpu_of: GPUOf) -> None:
+        gpu_of((8, 0))
         with FakeTensorMode(), torch.no_grad(), torch.device("cuda"), Called() as called:
             tokens, weight, bias = torch.empty(1, 3, 9, 10, 12), torch.empty(36, 12), torch.empty(36)
             result = masked_window_attention(tokens, weight, bias, torch.empty(2, 64, 192), shift=4)
@@ -240,9 +276,9 @@ class TestDispatch:
 
     @pytest.mark.parametrize(("active", "expected"), [(0, True), (2, True), (4, False)])
     def test_block_skip_asks_for_the_kernel_unless_all_tiles_run(
-        self, active: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+        self, active: int, expected: bool, gpu_of: GPUOf
     ) -> None:
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+        gpu_of((8, 0))
         with FakeTensorMode(), torch.no_grad(), torch.device("cuda"), Called() as called:
             grid = SkipGrid(1, 20, 31, 16, torch.device("cuda"))
             pixels = grid.pixels(torch.empty(1, 8, 20, 31))

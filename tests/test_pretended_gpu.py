@@ -3,6 +3,7 @@
 Nothing is computed. Where a network reads values, such as the list of active tiles, it gets a quarter of them.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.cases import CASES, GPUOf, WeightsOf
 from vsvsr.engine.chunked import ChunkedNetwork
 from vsvsr.engine.memory import feature_budget
 from vsvsr.engine.planes import Frame
@@ -21,6 +23,8 @@ from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.models.mia import MIAVSR
 from vsvsr.models.skipvsr import SkipVSR
+from vsvsr.ops import pin_convolutions
+from vsvsr.ops.convolution import PinnedConv2d
 
 pytest.importorskip("triton", reason="Triton exists for Linux only")
 
@@ -40,9 +44,13 @@ class Quarter(TorchDispatchMode):
         super().__init__()
         self._answer = answer
         self.kernels: set[str] = set()
+        self.convolutions: set[tuple[object, ...]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
+        if "conv" in name:
+            # Behind the bias: benchmark, deterministic, cuDNN, TF32.
+            self.convolutions.add((name, *args[9:]))
         if name.startswith("vsvsr::"):
             self.kernels.add(name.removeprefix("vsvsr::"))
         if name == "aten::nonzero":
@@ -99,11 +107,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Run, set[str]]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("answer", [True, False])
 def test_a_network_stays_on_its_gpu_and_takes_the_kernels(
-    name: str, dtype: torch.dtype, answer: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, answer: bool, gpu_of: GPUOf
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    gpu_of((8, 0))
     make, run, kernels = NETWORKS[name]
     network = make().eval().requires_grad_(False)
+    pin_convolutions(network)
     if dtype == torch.float16:
         network.half()
     with FakeTensorMode(), torch.inference_mode(), Quarter(answer) as asked:
@@ -113,13 +122,25 @@ def test_a_network_stays_on_its_gpu_and_takes_the_kernels(
         written = [write(picture.unbind()) for write in run(network, frames)]
     assert written
     assert asked.kernels == kernels
+    # Nothing is left to the process's settings of cuDNN.
+    assert asked.convolutions == {("aten::_convolution", False, True, True, True)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_convolution_of_a_placed_network_is_pinned(name: str, weights_of: WeightsOf) -> None:
+    """Those of diffusers included."""
+    load = importlib.import_module(f"vsvsr.models.{name.lower().replace('skip', 'skipvsr')}").load
+    network = load(weights_of(name)).place(torch.device("cpu"), torch.float32)
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) > 5
+    assert {type(module) for module in convolutions} == {PinnedConv2d}
 
 
 FEATURE = 64 * 180 * 320 * 4
 """Bytes of one frame's features of Skip at 320x180 in fp32: 14.7 MB."""
 
 
-def run_skip(free: int, given: int | None, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+def run_skip(free: int, given: int | None, monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf) -> tuple[int, int]:
     """Bytes that were moved to the host, and the most that waited on a GPU with ``free`` bytes, for 30 frames."""
     buffers = []
 
@@ -131,7 +152,7 @@ def run_skip(free: int, given: int | None, monkeypatch: pytest.MonkeyPatch) -> t
     monkeypatch.setattr("vsvsr.engine.chunked.OffloadBuffer", Noted)
     monkeypatch.setattr("vsvsr.engine.chunked.transfer", lambda device, dtype: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24_000_000_000))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    gpu_of((8, 0))
     device = torch.device("cuda", 0)
     skip = SkipVSR().eval().requires_grad_(False)
     # What is in the features plays no part.
@@ -150,20 +171,22 @@ def run_skip(free: int, given: int | None, monkeypatch: pytest.MonkeyPatch) -> t
     return buffer.offloaded, buffer.peak
 
 
-def test_features_stay_on_a_gpu_that_has_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_stay_on_a_gpu_that_has_room_for_them(monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf) -> None:
     """442 MB, more than the default ``state_cache``."""
-    assert run_skip(8_000_000_000, None, monkeypatch) == (0, 30 * FEATURE)
+    assert run_skip(8_000_000_000, None, monkeypatch, gpu_of) == (0, 30 * FEATURE)
 
 
-def test_features_beyond_a_third_of_the_free_memory_wait_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_skip(600_000_000, None, monkeypatch) == (17 * FEATURE, 13 * FEATURE)
+def test_features_beyond_a_third_of_the_free_memory_wait_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf
+) -> None:
+    assert run_skip(600_000_000, None, monkeypatch, gpu_of) == (17 * FEATURE, 13 * FEATURE)
 
 
 @pytest.mark.parametrize(("megabytes", "kept"), [(0, 0), (100, 6), (1000, 30)])
 def test_the_feature_cache_that_is_given_is_kept_whatever_is_free(
-    megabytes: int, kept: int, monkeypatch: pytest.MonkeyPatch
+    megabytes: int, kept: int, monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf
 ) -> None:
-    assert run_skip(600_000_000, megabytes, monkeypatch) == ((30 - kept) * FEATURE, kept * FEATURE)
+    assert run_skip(600_000_000, megabytes, monkeypatch, gpu_of) == ((30 - kept) * FEATURE, kept * FEATURE)
 
 
 def test_on_the_cpu_there_is_nothing_to_offload() -> None:

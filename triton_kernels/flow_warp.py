@@ -43,6 +43,8 @@ def flow_warp_kernel(
 
     One program per ``PIXELS`` pixels of an item, channels in blocks of ``CHANNELS``; coordinates and sums in fp32.
 
+    A displacement that is no number counts as 0.
+
     Shapes, any strides:
         source, result: ``(n, SOURCE_CHANNELS, height, width)``.
         flow: ``(n, 2, height, width)``, horizontal first.
@@ -57,8 +59,10 @@ def flow_warp_kernel(
     result += item * result_n
 
     place = flow + item * flow_n + y * flow_y + x * flow_x
-    to_x = x + tl.load(place, mask=listed, other=0.0).to(tl.float32)
-    to_y = y + tl.load(place + flow_c, mask=listed, other=0.0).to(tl.float32)
+    shift_x = tl.load(place, mask=listed, other=0.0).to(tl.float32)
+    shift_y = tl.load(place + flow_c, mask=listed, other=0.0).to(tl.float32)
+    to_x = x + tl.where(shift_x == shift_x, shift_x, 0.0)
+    to_y = y + tl.where(shift_y == shift_y, shift_y, 0.0)
     # Along an axis of one pixel, grid sampling always reads that pixel.
     to_x = tl.where(width > 1, to_x, 0.0)
     to_y = tl.where(height > 1, to_y, 0.0)

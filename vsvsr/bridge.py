@@ -12,6 +12,8 @@ import vsvsr.engine.threads  # noqa: F401  before torch: it decides how torch's 
 
 import torch
 
+from vsvsr.engine.device import gpus
+from vsvsr.engine.memory import is_out_of_memory, release
 from vsvsr.engine.planes import Output, Planes
 from vsvsr.engine.worker import stop_workers, worker_of
 from vsvsr.errors import UserError
@@ -38,6 +40,7 @@ class FilterInstance:
     """
 
     def __init__(self, opened: FilterSession, clip: Clip) -> None:
+        self._device = opened.device
         self._worker = worker_of(opened.device)
         self._session = opened.session
         self._scale = opened.scale
@@ -72,31 +75,35 @@ class FilterInstance:
 
     def __del__(self) -> None:
         # What lies on the device is freed on the device thread, which then gives the memory back.
-        self._worker.post(partial(_free, [self.__dict__.pop("_session")]))
+        self._worker.post(partial(_free, [self.__dict__.pop("_session")], self._device))
 
     def _shrink(self) -> None:
         self._session.shrink()
         gc.collect()
-        torch.cuda.empty_cache()
+        release(self._device)
 
     def _run[Result](self, function: Callable[[], Result]) -> Result:
         """Run on the device's thread; where its memory runs out, drop recomputable caches and retry once."""
         try:
             return self._worker.run(function)
-        except torch.OutOfMemoryError:
-            pass  # out of here first: the error's traceback holds the tensors that were too many
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            # Out of here first: the error's traceback holds the tensors that were too many.
         self._worker.run(self._shrink)
         try:
             return self._worker.run(function)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 "the device's memory is used up; give smaller tiles or caches, or close what else uses it"
             ) from None
 
 
-def _free(sessions: list[object]) -> None:
+def _free(sessions: list[object], device: torch.device) -> None:
     sessions.clear()
-    torch.cuda.empty_cache()
+    release(device)
 
 
 def open_filter(
@@ -110,7 +117,7 @@ def open_filter(
 
 def version() -> list[tuple[str, list[str]]]:
     """Versions, devices and the weights' folder, by name."""
-    devices = ["cpu", *(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))]
+    devices = ["cpu", *(gpu.name for gpu in gpus() if gpu.problem is None)]
     return [
         ("version", [importlib.metadata.version("vsvsr")]),
         ("torch", [str(torch.__version__)]),

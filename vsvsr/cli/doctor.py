@@ -3,9 +3,12 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,11 +76,32 @@ def _torch() -> Iterator[Finding]:
         yield Finding("torch", _one_line(error), "pip install --force-reinstall torch")
         return
     yield Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} CPU threads")
-    if not torch.cuda.is_available():
+    from vsvsr.engine.device import gpus
+    from vsvsr.ops.dispatch import kernel_problem
+
+    found = list(gpus())
+    if not found:
         yield Finding("device", "CPU only")
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        yield Finding("device", f"{index}: {device.name}, {device.total_memory / 2**30:.1f} GiB")
+    for gpu in found:
+        if gpu.problem is not None:
+            yield Finding("device", gpu.problem, "a newer driver, or the torch for this one: pytorch.org/get-started")
+            continue
+        device = torch.device("cuda", gpu.index)
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        yield Finding("device", f"{gpu.index}: {gpu.name}, {memory:.1f} GiB")
+        problem = kernel_problem(device)
+        state = "they run" if problem is None else f"{problem}; PyTorch runs in their place, more slowly"
+        if problem is not None and torch.cuda.get_device_capability(device) >= (8, 0):
+            state += _missing_for_kernels()
+        yield Finding(f"kernels on {gpu.index}", state)
+
+
+def _missing_for_kernels() -> str:
+    """What Triton needs at run time and this machine lacks."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    missing = ["a C compiler"] * (not compiler) + [f"Python's headers ({header})"] * (not header.is_file())
+    return f"; missing: {' and '.join(missing)}" if missing else ""
 
 
 def _plugin() -> Iterator[Finding]:

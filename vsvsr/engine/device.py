@@ -1,24 +1,85 @@
 """Which device computes, and in which type."""
 
+import ctypes
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 
-from vsvsr.errors import check
+from vsvsr.errors import UserError, check, shown
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GPU:
+    """A GPU that torch counts.
+
+    Attributes:
+        index: its CUDA device.
+        name: of the card, empty if it cannot be used.
+        problem: what keeps torch from computing on it; None if it can be used.
+    """
+
+    index: int
+    name: str
+    problem: str | None
+
+
+def gpus() -> Iterator[GPU]:
+    """Every GPU, tried. The count alone comes from the driver and says nothing about this torch."""
+    for index in range(torch.cuda.device_count()):
+        problem = _problem(index)
+        yield GPU(index, torch.cuda.get_device_name(index) if problem is None else "", problem)
 
 
 def choose_device(index: int | None) -> torch.device:
     """The device of ``device_index``: -1 the CPU, None the first GPU or else the CPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: there is no such device, or torch cannot compute on it and it was asked for.
     """
     count = torch.cuda.device_count()
-    if index is None:
-        index = 0 if count else -1
     allowed = f"-1 (CPU) to {count - 1}" if count else "-1 (CPU); this machine has no CUDA device"
-    check(-1 <= index < count, "device_index", index, allowed)
-    return torch.device("cpu") if index < 0 else torch.device("cuda", index)
+    check(index is None or -1 <= index < count, "device_index", index, allowed)
+    wanted = (0 if count else -1) if index is None else index
+    if wanted < 0:
+        return torch.device("cpu")
+    problem = _problem(wanted)
+    if problem is None:
+        return torch.device("cuda", wanted)
+    if index is not None:
+        raise UserError(f"device_index={index}: {problem}; give device_index=-1 for the CPU")
+    _log.warning("the CPU is used: %s", problem)
+    return torch.device("cpu")
 
 
 def compute_type(video_format: str, device: torch.device) -> torch.dtype:
     """fp16 for RGBH on a GPU. CPUs have no fast fp16: there the network computes in fp32 for both formats."""
     return torch.float16 if video_format == "RGBH" and device.type != "cpu" else torch.float32
+
+
+def _problem(index: int) -> str | None:
+    """What one operation on the GPU raises, in one line with the versions that must fit together."""
+    try:
+        torch.ones(1, device=torch.device("cuda", index)).add_(1).item()
+    except torch.OutOfMemoryError:
+        return None  # it works, it is full: what follows says so
+    except (RuntimeError, AssertionError) as error:  # by CUDA; by a torch without CUDA
+        reason = shown(str(error).partition("\n")[0])
+        built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
+        return f"GPU {index} cannot be used: {reason} (its driver supports CUDA {_driver()}, {built})"
+    return None
+
+
+def _driver() -> str:
+    """The newest CUDA that the driver supports."""
+    version = ctypes.c_int(0)
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        library.cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return "unknown"
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"

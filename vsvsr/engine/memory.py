@@ -1,13 +1,77 @@
 """What fits into the device's memory: tiles, and features that wait."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from vsvsr.engine.worker import worker_of
 from vsvsr.errors import UserError
 
+_SIGNS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+"""In the messages of CUDA, Triton, cuDNN and cuBLAS when the device's memory is used up."""
+
 _log = logging.getLogger(__name__)
+_recording = threading.Lock()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory is used up: torch's own error, or what libraries and launches say of it."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+@contextlib.contextmanager
+def capturing() -> Iterator[None]:
+    """Keep `release` away while a graph is recorded: CUDA may free nothing meanwhile, on no device."""
+    with _recording:
+        yield
+
+
+def release(device: torch.device) -> None:
+    """Give unused memory of ``device`` back, for other programs. Torch does so on all CUDA devices at once."""
+    if device.type != "cuda":
+        return
+    with _recording, contextlib.suppress(RuntimeError):  # another plugin is recording a graph: not now
+        torch.cuda.empty_cache()
+
+
+def rehearse(device: torch.device, dry_run: Callable[[], object]) -> None:
+    """Call ``dry_run`` on the thread of ``device``, if that is no CPU.
+
+    cuDNN does not say that it ran out of memory: it takes an algorithm that needs less, which rounds differently, and
+    goes on taking it. Pixels would depend on the memory that happened to be free, so that counts as too little.
+
+    Raises:
+        torch.OutOfMemoryError: it needs more memory than is free.
+    """
+    if device.type == "cpu":
+        return
+
+    def run() -> None:
+        before = _failed_allocations(device)
+        dry_run()
+        if _failed_allocations(device) > before:
+            raise torch.OutOfMemoryError("memory ran out, and another algorithm was used")
+
+    try:
+        worker_of(device).run(run)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        message = str(error)
+    else:
+        return
+    # Out of there first: the error's traceback holds the tensors that were too many.
+    worker_of(device).run(lambda: release(device))
+    raise torch.OutOfMemoryError(message)
+
+
+def _failed_allocations(device: torch.device) -> int:
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.type == "cuda" else 0
 
 
 def fit_tiles[Model](
@@ -21,7 +85,7 @@ def fit_tiles[Model](
         tile: width and height asked for, 0 = everything.
         width: source pixels of a frame.
         height: source pixels of a frame.
-        open_model: makes the model for a tile and tries it on one frame; raises ``torch.OutOfMemoryError``.
+        open_model: makes the model for a tile and tries it (`rehearse`); raises ``torch.OutOfMemoryError``.
         smallest: sides of a tile are not made smaller than this.
 
     Raises:

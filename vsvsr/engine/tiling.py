@@ -75,6 +75,7 @@ class TileGrid:
         columns = spans(width + self._padding[1], tile[0], pad, smallest, scale)
         rows = spans(height + self._padding[3], tile[1], pad, smallest, scale)
         self._tiles = list(itertools.product(rows, columns))
+        self._ramps: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
         self.scale = scale
 
     def pad(self, frame: Tensor) -> Tensor:
@@ -95,11 +96,13 @@ class TileGrid:
             return
         for plane in planes:
             plane.zero_()
-        for part, (rows, columns) in zip(parts, self._tiles, strict=True):
-            size = (3, rows.size * self.scale, columns.size * self.scale)
-            picture = torch.empty(size, device=planes[0].device)
+        device = planes[0].device
+        if device not in self._ramps:
+            self._ramps[device] = [(rows.weight.to(device), columns.weight.to(device)) for rows, columns in self._tiles]
+        for part, (rows, columns), (down, across) in zip(parts, self._tiles, self._ramps[device], strict=True):
+            picture = torch.empty((3, rows.size * self.scale, columns.size * self.scale), device=device)
             part(picture.unbind())
-            picture *= (rows.weight[:, None] * columns.weight).to(picture.device)
+            picture *= down[:, None] * across
             top, left = rows.start * self.scale, columns.start * self.scale
             for plane, channel in zip(planes, picture, strict=True):
                 target = plane[top : top + channel.shape[0], left : left + channel.shape[1]]

@@ -30,10 +30,9 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
     from functools import partial
 
     from vsvsr.engine.device import choose_device, compute_type
-    from vsvsr.engine.memory import fit_tiles
+    from vsvsr.engine.memory import fit_tiles, rehearse
     from vsvsr.engine.recurrent import RecurrentNetwork
     from vsvsr.engine.tiling import TileGrid
-    from vsvsr.engine.worker import worker_of
     from vsvsr.filters.session import FilterSession
     from vsvsr.filters.weights import find_weights
     from vsvsr.models.fastreal import load
@@ -49,8 +48,7 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
             clip.width, clip.height, tile, settings.tile_pad, smallest=loaded.smallest_side, scale=loaded.scale
         )
         model = RecurrentNetwork(network, device, dtype, tiles)
-        if device.type != "cpu":
-            worker_of(device).run(partial(model.dry_run, clip.width, clip.height))
+        rehearse(device, partial(model.dry_run, clip.width, clip.height))
         return model
 
     session = RecurrentSession(

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from vsvsr.engine.chunked import ChunkedNetwork, Chunks
-from vsvsr.engine.memory import feature_budget, fit_tiles
+from vsvsr.engine.memory import feature_budget, fit_tiles, rehearse
 from vsvsr.engine.planes import Output, Planes
 from vsvsr.engine.tiling import TileGrid
-from vsvsr.engine.worker import worker_of
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
 from vsvsr.models.common.loading import Loaded
@@ -60,8 +59,7 @@ def open_chunked[Network: nn.Module](
             clip.width, clip.height, tile, settings.tile_pad, smallest=loaded.smallest_side, scale=loaded.scale
         )
         model = ChunkedNetwork(chunks, device, dtype, tiles, result_size)
-        if device.type != "cpu":
-            worker_of(device).run(partial(model.dry_run, clip.width, clip.height))
+        rehearse(device, partial(model.dry_run, clip.width, clip.height))
         return model
 
     model = fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE)

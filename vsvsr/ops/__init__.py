@@ -1,6 +1,7 @@
 """Hot operations. Each has a plain PyTorch form that defines the result."""
 
 from vsvsr.ops.block_skip import BlockWeights, SkipGrid, block_skip_reference
+from vsvsr.ops.convolution import conv2d, pin_convolutions
 from vsvsr.ops.flow_warp import flow_warp
 from vsvsr.ops.hidden_state_attention import hidden_state_attention
 from vsvsr.ops.masked_window_attention import masked_window_attention
@@ -9,7 +10,9 @@ __all__ = [
     "BlockWeights",
     "SkipGrid",
     "block_skip_reference",
+    "conv2d",
     "flow_warp",
     "hidden_state_attention",
     "masked_window_attention",
+    "pin_convolutions",
 ]

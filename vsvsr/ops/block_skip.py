@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.ops.convolution import conv2d
 from vsvsr.ops.dispatch import runs_kernels
 
 DENSE_FRACTION = 0.75
@@ -23,8 +24,8 @@ class BlockWeights:
 
     def dense(self, x: Tensor) -> Tensor:
         """``conv2(relu(conv1(x)))`` with zero padding."""
-        hidden = F.relu_(F.conv2d(x, self.weight1, self.bias1, padding=1))
-        return F.conv2d(hidden, self.weight2, self.bias2, padding=1)
+        hidden = F.relu_(conv2d(x, self.weight1, self.bias1, padding=(1, 1)))
+        return conv2d(hidden, self.weight2, self.bias2, padding=(1, 1))
 
 
 def block_skip_reference(
@@ -63,7 +64,10 @@ def fused_block_residual(
         return
     from vsvsr.triton_kernels.block_skip import block_residual  # type: ignore[import-not-found]  # its own folder
 
-    block_residual(x, held, weight1, bias1, weight2, bias2, tiles, height, width, tile)
+    target = held.contiguous()
+    block_residual(x.contiguous(), target, weight1, bias1, weight2, bias2, tiles, height, width, tile)
+    if target is not held:
+        held.copy_(target)
 
 
 @fused_block_residual.register_fake
@@ -147,9 +151,9 @@ class SkipGrid:
             weights = (block.weight1, block.bias1, block.weight2, block.bias2)
             fused_block_residual(x, held, *weights, tiles, self.height, self.width, self.tile)
         elif len(tiles) > 0:
-            hidden = F.relu_(F.conv2d(self.gather(x, tiles), block.weight1, block.bias1))
+            hidden = F.relu_(conv2d(self.gather(x, tiles), block.weight1, block.bias1))
             hidden *= self.inside(tiles)[:, None]
-            residual = F.conv2d(hidden, block.weight2, block.bias2).permute(0, 2, 3, 1).flatten(0, 2)
+            residual = conv2d(hidden, block.weight2, block.bias2).permute(0, 2, 3, 1).flatten(0, 2)
             held.index_copy_(0, self._scatter[tiles].flatten(), residual)
             held[-1] = 0
         x += held

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from vsvsr.ops.dispatch import runs_kernels
 
+_FAR = 2.0**20
+"""Outside of every picture."""
+
 
 @torch.library.custom_op("vsvsr::flow_warp", mutates_args=())
 def fused_flow_warp(x: Tensor, flow: Tensor, border: bool) -> Tensor:
@@ -31,7 +34,8 @@ def flow_warp(
 ) -> Tensor:
     """Sample ``x`` at ``p + flow(p)`` for every pixel ``p``.
 
-    Coordinates are computed in fp32 whatever the type of ``x``: fp16 loses whole pixels beyond 2048.
+    Coordinates are computed in fp32 whatever the type of ``x``: fp16 loses whole pixels beyond 2048. A NaN in the flow
+    counts as 0, an infinite displacement leads outside.
 
     Args:
         x: feature maps ``(n, c, h, w)``.
@@ -59,7 +63,7 @@ def flow_warp_reference(
     height, width = x.shape[-2:]
     columns = torch.arange(width, device=x.device, dtype=torch.float32)
     rows = torch.arange(height, device=x.device, dtype=torch.float32)
-    flow = flow.float()
+    flow = flow.float().nan_to_num(0.0, _FAR, -_FAR)
     # Normalised to [-1, 1] between the centres of the corner pixels (align_corners=True).
     grid_x = (columns + flow[:, 0]) * (2.0 / max(width - 1, 1)) - 1.0
     grid_y = (rows[:, None] + flow[:, 1]) * (2.0 / max(height - 1, 1)) - 1.0

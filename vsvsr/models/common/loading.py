@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vsvsr.errors import UserError, shown
+from vsvsr.ops import pin_convolutions
 
 _LONGEST_SETTINGS = 1 << 16
 _MOST = 1 << 16
@@ -40,6 +41,7 @@ class Loaded[Network: nn.Module]:
     def place(self, device: torch.device, dtype: torch.dtype) -> Network:
         """The network moved to ``device``, where it computes in ``dtype``, fp32 or fp16."""
         network = self.network.to(device)
+        pin_convolutions(network)
         return network.half() if dtype == torch.float16 else network
 
 

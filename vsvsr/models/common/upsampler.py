@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsvsr.ops import conv2d
+
 type Write = Callable[[Sequence[Tensor]], None]
 """Writes the top left of a picture into three 2-D tensors of one size: R, G and B, of any strides, type and device."""
 
@@ -86,7 +88,7 @@ class PixelShuffleHead(nn.Module):
         x = features[:, :, start:stop]
         for conv, shuffle in ((self.upconv1, 2), (self.upconv2, 2), (self.conv_hr, 1), (self.conv_last, 0)):
             at_top, at_bottom = start == 0, stop == height
-            x = F.conv2d(F.pad(x, (0, 0, at_top, at_bottom)), conv.weight, conv.bias, padding=(0, 1))
+            x = conv2d(F.pad(x, (0, 0, at_top, at_bottom)), conv.weight, conv.bias, padding=(0, 1))
             start, stop = start + (not at_top), stop - (not at_bottom)
             if shuffle:
                 x = F.leaky_relu_(F.pixel_shuffle(x, shuffle) if shuffle > 1 else x, 0.1)

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr.models.common import PlainConvolutions, ResidualBlocksWithInputConv, SPyNet
-from vsvsr.models.fastreal.attention import PoolConvolution, SelectiveCrossAttention
+from vsvsr.models.fastreal.attention import HiddenStatePool, PoolConvolution, SelectiveCrossAttention
 from vsvsr.models.fastreal.config import FastRealConfig
 from vsvsr.models.fastreal.flow import LightFlow
-from vsvsr.ops import flow_warp
+from vsvsr.ops import conv2d, flow_warp
 
 HEAD = ("upconv1.", "upconv2.", "conv_hr.", "conv_last.")
 """Beginnings of the names of the layers that make pictures of states; their shapes depend on the scale."""
@@ -73,9 +73,15 @@ class FastRealVSR(nn.Module):
         return self.spynet if self.config.flow == "spynet" else self.light_flow
 
     def half(self) -> "FastRealVSR":
-        """Everything in fp16 except the flow: coordinates lose whole pixels in fp16."""
+        """Everything in fp16 except the flow, whose coordinates lose whole pixels in fp16, and the filters of the pool,
+        which would not sum to 1 any more and fade the state from frame to frame.
+        """
+        pool = self.hsa
+        kept = (pool.kernels, pool.mix) if isinstance(pool, HiddenStatePool) else None
         super().half()
         self.flow_estimator.float()
+        if isinstance(pool, HiddenStatePool) and kept is not None:
+            pool.kernels, pool.mix = kept
         return self
 
     def flow(self, frame: Tensor, previous: Tensor) -> Tensor:
@@ -155,7 +161,7 @@ class FastRealVSR(nn.Module):
 
     def _subpixels(self, hidden: Tensor, frame: Tensor) -> Tensor:
         """The single head before its pixel shuffle, the upsampled frame included as a convolution at LR size."""
-        base = F.conv2d(F.pad(frame, (2, 2, 2, 2), mode="replicate"), self.base_weight)
+        base = conv2d(F.pad(frame, (2, 2, 2, 2), mode="replicate"), self.base_weight)
         return self.conv_last(hidden).add_(base)  # type: ignore[no-any-return]
 
 

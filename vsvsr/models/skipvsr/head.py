@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vsvsr.models.common import PixelShuffleHead
 from vsvsr.models.skipvsr.gate import Tally, TileGate, sample
+from vsvsr.ops import conv2d
 from vsvsr.ops.block_skip import DENSE_FRACTION, SkipGrid
 
 _BATCH = 16
@@ -79,13 +80,13 @@ class GatedHead:
         """
         head, grid = self._head, self._grid
         inside = grid.inside(tiles)[:, None]
-        x = F.conv2d(grid.gather(pixels, tiles), head.upconv1.weight, head.upconv1.bias)
+        x = conv2d(grid.gather(pixels, tiles), head.upconv1.weight, head.upconv1.bias)
         x = F.leaky_relu_(F.pixel_shuffle(x, 2), 0.1).mul_(_enlarge(inside, 2))
-        x = F.conv2d(x, head.upconv2.weight, head.upconv2.bias)
+        x = conv2d(x, head.upconv2.weight, head.upconv2.bias)
         inside = _enlarge(inside, 4)[..., 2:-2, 2:-2]
         x = F.leaky_relu_(F.pixel_shuffle(x, 2), 0.1).mul_(inside)
-        x = F.leaky_relu_(F.conv2d(x, head.conv_hr.weight, head.conv_hr.bias), 0.1).mul_(inside[..., 1:-1, 1:-1])
-        return F.conv2d(x, head.conv_last.weight, head.conv_last.bias)
+        x = F.leaky_relu_(conv2d(x, head.conv_hr.weight, head.conv_hr.bias), 0.1).mul_(inside[..., 1:-1, 1:-1])
+        return conv2d(x, head.conv_last.weight, head.conv_last.bias)
 
 
 def _enlarge(mask: Tensor, times: int) -> Tensor:
