@@ -254,7 +254,7 @@ def begun(folder: Path, source: Path, weights: Path, **options: object) -> "subp
     command = [sys.executable, "-m", "vsvsr", "upscale", source, folder / "out.mp4", "--model-path", weights]
     process = subprocess.Popen(command, text=True, **{"stderr": subprocess.PIPE, **options})  # type: ignore[call-overload]
     deadline = time.monotonic() + 120
-    while not any(path.name == "out.mp4" for path in folder.rglob("*")):
+    while not any(path.suffix == ".mp4" for path in folder.rglob("*")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -11,7 +11,7 @@ import pytest
 import vapoursynth as vs
 
 from tests.films import decode, small
-from vsvsr.cli import upscale
+from vsvsr.cli import progress
 from vsvsr.cli.app import app
 from vsvsr.video.ffmpeg import describe
 from vsvsr.video.source import Pictures, open_video
@@ -110,7 +110,7 @@ def test_the_last_line_tells_the_size_in_the_file(
 def test_progress_is_told_without_a_terminal_too(
     film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
 ) -> None:
-    monkeypatch.setattr(upscale, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     target = tmp_path / "out.mp4"
     assert run(monkeypatch, "upscale", film, target, "--model-path", tiny_fastreal) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "indexing" not in line]

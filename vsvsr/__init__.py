@@ -239,7 +239,10 @@ def _apply(name: str, arguments: "dict[str, object]") -> "vs.VideoNode":
 
 
 def Stats(clip: "vs.VideoNode") -> dict[str, int]:
-    """What the filter that made ``clip`` has done: steps, warmup_steps, renders, seeks, checkpoint_hits, replays."""
+    """What the filter that made ``clip`` has done: steps, warmup_steps, renders, seeks, checkpoint_hits, replays.
+
+    And where it starts afresh: every ``grid`` frames, having looked at ``grid_warmup`` frames before.
+    """
     import vapoursynth as vs
 
     return dict(vs.core.vsvsr.Stats(clip))

@@ -44,6 +44,7 @@ class FilterInstance:
         self._worker = worker_of(opened.device)
         self._session = opened.session
         self._scale = opened.scale
+        self._segments = opened.segments
         self._clip = clip
         self._dtype = torch.float16 if clip.format == "RGBH" else torch.float32
 
@@ -70,8 +71,9 @@ class FilterInstance:
         self._worker.run(lambda: self._session.failed(frames))
 
     def counters(self) -> list[tuple[str, int]]:
-        """What has been done so far, by name."""
-        return list(self._session.counters().items())
+        """What has been done so far, and where the filter starts afresh, by name."""
+        grid = {"grid": self._segments.length, "grid_warmup": self._segments.warmup}
+        return list({**self._session.counters(), **grid}.items())
 
     def __del__(self) -> None:
         # What lies on the device is freed on the device thread, which then gives the memory back.

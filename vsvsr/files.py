@@ -68,11 +68,11 @@ def check_target(target: Path) -> None:
         raise UserError(explain(error, target)) from None
     if stat.S_ISDIR(mode):
         raise UserError(f"{target} is a folder; give the name of a file")
-    if not _final(target).parent.is_dir():
+    if not final_name(target).parent.is_dir():
         raise UserError(f"{target}: there is no folder {target.parent}")
 
 
-def _final(target: Path) -> Path:
+def final_name(target: Path) -> Path:
     """Where a file of this name is really: links are followed, not replaced."""
     return Path(os.path.realpath(target))
 
@@ -100,7 +100,7 @@ def scratch_folder(parent: Path, *, about: Path | None = None) -> Iterator[Path]
 def scratch_beside(target: Path) -> Iterator[Path]:
     """A `scratch_folder` on the file system of ``target``, which is checked; `publish` moves files out of it."""
     check_target(target)
-    with scratch_folder(_final(target).parent, about=target) as folder:
+    with scratch_folder(final_name(target).parent, about=target) as folder:
         yield folder
 
 
@@ -116,7 +116,7 @@ def publish(folder: Path, targets: Sequence[Path]) -> None:
             raise UserError(f"{target}: nothing was written")
     for target in targets:
         try:
-            (folder / target.name).replace(_final(target))
+            (folder / target.name).replace(final_name(target))
         except OSError as error:
             raise UserError(explain(error, target)) from None
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vsvsr.cli.upscale import upscale_file
 from vsvsr.files import written_whole
+from vsvsr.jobs.order import Order
 from vsvsr.video.encoder import Encoding
 from vsvsr.video.source import Pictures, open_video
 
@@ -31,17 +32,16 @@ def demo(
     output.mkdir(parents=True, exist_ok=True)
     video, picture = output / "bigbuckbunny_1280x720.mp4", output / "before_after.png"
     with as_file(files("vsvsr").joinpath("assets", "bigbuckbunny_320x180.mp4")) as source:
-        upscale_file(
-            source,
-            video,
+        order = Order(
+            source=source,
+            target=video,
             filter_name=FILTER,
-            arguments=[],
+            arguments={},
             half=False,
             frames=slice(None),
             encoding=Encoding(),
-            overwrite=True,
-            console=Console(stderr=True),
         )
+        upscale_file(order, Console(stderr=True), overwrite=True)
         with written_whole(picture) as path:
             before_and_after(source, video).save(path)
     typer.echo(f"video          {video.resolve()}")

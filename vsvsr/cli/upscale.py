@@ -1,8 +1,7 @@
 """``vsvsr upscale``: a video file in, a larger one out."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +9,16 @@ import typer
 import vapoursynth as vs
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
+from vsvsr.cli.progress import Shown, show
 from vsvsr.errors import UserError, WrongArgumentError
-from vsvsr.filters.apply import apply
 from vsvsr.filters.arguments import Argument
 from vsvsr.filters.generate import own_arguments
 from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.settings import RecurrentSettings, SharedSettings
+from vsvsr.jobs.film import make_film
+from vsvsr.jobs.order import Order
 from vsvsr.video.encoder import Encoding
-from vsvsr.video.film import process_film
 
 _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
     bool: (int, "a whole number"),
@@ -32,9 +30,6 @@ _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
 
 _OPTIONS = ("model", "model_path", "device_index", "tile")
 """Arguments of every filter that have an option of their own."""
-
-LINE_SECONDS = 15.0
-"""Time between two lines of progress where there is no terminal."""
 
 app = typer.Typer()
 
@@ -93,101 +88,42 @@ def upscale(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another ffmpeg output option, e.g. preset=slow.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", "-y", help="Replace OUT if it exists.")] = False,
+    job: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where finished parts are kept; by default beside OUT.")
+    ] = None,
+    keep_job: Annotated[bool, typer.Option("--keep-job", help="Keep that folder when OUT is there.")] = False,
 ) -> None:
-    """Upscale a video file. Audio, chapters, timestamps, colour and aspect ratio are kept."""
+    """Upscale a video file. Audio, chapters, timestamps, colour and aspect ratio are kept.
+
+    Finished parts are kept on disk: after a crash or an interruption the same command goes on where it was.
+    """
     explicit = {"model": model, "model_path": model_path, "device_index": device, "tile": tile, "segment": segment}
     pairs = [f"{key}={value}" for key, value in explicit.items() if value is not None]
     options = tuple(_split(option) for option in encoder_option or ())
-    upscale_file(
-        source,
-        target,
+    _check_filter(filter_name)
+    order = Order(
+        source=source,
+        target=target,
         filter_name=filter_name,
-        arguments=[*pairs, *(arg or ())],
+        arguments=parse_arguments(filter_name, [*pairs, *(arg or ())]),
         half=half,
         frames=slice(start, end),
         encoding=Encoding(encoder=encoder, crf=crf, options=options),
-        overwrite=overwrite,
-        console=Console(stderr=True),
     )
+    upscale_file(order, Console(stderr=True), overwrite=overwrite, job=job, keep_job=keep_job)
 
 
 def upscale_file(
-    source: Path,
-    target: Path,
-    *,
-    filter_name: str,
-    arguments: list[str],
-    half: bool,
-    frames: slice,
-    encoding: Encoding,
-    overwrite: bool,
-    console: Console,
+    order: Order, console: Console, *, overwrite: bool, job: Path | None = None, keep_job: bool = False
 ) -> None:
-    """Upscale ``source`` into ``target``, with progress on ``console``.
-
-    Args:
-        arguments: ``key=value`` pairs for the filter.
-        half: hand frames to the filter as fp16.
-        frames: the part to write; the pixels are those of the whole.
-
-    Raises:
-        UserError: something about the files, the filter or ffmpeg; ``WrongArgumentError``: about the arguments.
-    """
-    _check_filter(filter_name)
-    values = parse_arguments(filter_name, arguments)
-
-    def change(clip: vs.VideoNode) -> vs.VideoNode:
-        return apply(filter_name, clip.resize.Point(format=vs.RGBH) if half else clip, values)
-
+    """Make the film, with progress on ``console``. See `make_film`."""
     begun = time.monotonic()
-    with _progress(filter_name, target, console) as (on_index, on_frame):
-        film = process_film(
-            source,
-            target,
-            change,
-            frames=frames,
-            encoding=encoding,
-            overwrite=overwrite,
-            on_index=on_index,
-            on_frame=on_frame,
-        )
+    with Shown(order, console) as progress:
+        film = make_film(order, overwrite=overwrite, job=job, keep_job=keep_job, progress=progress)
     seconds = time.monotonic() - begun
-    console.print(
-        f"{target}: {film.frames} frames of {film.width}x{film.height} in {seconds:.1f} s, "
-        f"{film.frames / seconds:.2f} fps",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
-    )
-
-
-@contextmanager
-def _progress(
-    filter_name: str, target: Path, console: Console
-) -> Iterator[tuple[Callable[[int], None], Callable[[int, int], None]]]:
-    """What hears of indexing and of frames: a bar on a terminal, elsewhere a line from time to time."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("indexing", total=100)
-        shown = time.monotonic()
-
-        def show(text: str) -> None:
-            nonlocal shown
-            if not console.is_terminal and time.monotonic() - shown >= LINE_SECONDS:
-                shown = time.monotonic()
-                console.print(f"{target}: {text}", highlight=False, soft_wrap=True, markup=False)
-
-        def on_index(percent: int) -> None:
-            bar.update(task, completed=percent)
-            show(f"indexing, {percent} %")
-
-        def on_frame(done: int, total: int) -> None:
-            if done == 0:
-                bar.reset(task, description=filter_name, total=total)
-            bar.update(task, completed=done)
-            show(f"{done} of {total} frames")
-
-        yield on_index, on_frame
+    made = progress.made
+    rate = f"{made / seconds:.2f} fps" if made == film.frames else f"{made} of them now, {made / seconds:.2f} fps"
+    show(console, f"{order.target}: {film.frames} frames of {film.width}x{film.height} in {seconds:.1f} s, {rate}")
 
 
 def parse_arguments(filter_name: str, pairs: list[str]) -> dict[str, object]:
@@ -227,10 +163,3 @@ def _check_filter(name: str) -> None:
         raise UserError("the VapourSynth plugin is not loaded; vsvsr doctor says why")
     if name not in FILTERS:
         raise WrongArgumentError(f"--filter {name}: the filters are {', '.join(FILTERS)}")
-
-
-class _Rate(ProgressColumn):
-    """Recent frames per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2f} fps" if task.speed and not task.finished else "")

@@ -51,14 +51,15 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
         rehearse(device, partial(model.dry_run, clip.width, clip.height))
         return model
 
+    segments = _segments(settings, loaded.restarts)
     session = RecurrentSession(
         fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE),
-        _segments(settings, loaded.restarts),
+        segments,
         budget=settings.state_cache * 1_000_000,
         preview=settings.preview,
         scene_change=settings.scene_change,
     )
-    return FilterSession(session, device, loaded.scale)
+    return FilterSession(session, device, loaded.scale, segments)
 
 
 def _segments(settings: FastRealSettings, restarts: "Restarts") -> "Segments":

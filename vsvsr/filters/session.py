@@ -14,7 +14,7 @@ from vsvsr.engine.tiling import TileGrid
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
 from vsvsr.models.common.loading import Loaded
-from vsvsr.streaming import ChunkedSession, Session
+from vsvsr.streaming import ChunkedSession, Segments, Session
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class FilterSession:
         session: makes the frames; all its calls happen on the thread of ``device``.
         device: where the network is.
         scale: output size over source size.
+        segments: where the filter starts afresh on a fixed grid: segments with a warm-up, or chunks with context.
     """
 
     session: Session[Planes, Output]
     device: torch.device
     scale: int
+    segments: Segments = Segments(length=0, warmup=0)
 
 
 def open_chunked[Network: nn.Module](
@@ -72,4 +74,4 @@ def open_chunked[Network: nn.Module](
         budget=settings.state_cache * 1_000_000,
         scene_change=settings.scene_change,
     )
-    return FilterSession(session, device, loaded.scale)
+    return FilterSession(session, device, loaded.scale, Segments(length=settings.length, warmup=settings.overlap))

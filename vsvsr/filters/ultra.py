@@ -108,7 +108,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     from vsvsr.models.ultra import Restored, Upscaler
     from vsvsr.models.ultra.base import tokenise
     from vsvsr.models.ultra.clip_iqa import PAIRS, load_clip_iqa, measure_degradation, sample_indices
-    from vsvsr.streaming import ChunkedSession, SampledSession
+    from vsvsr.streaming import ChunkedSession, SampledSession, Segments
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
@@ -128,6 +128,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
             budget=budget,
         )
 
+    segments = Segments(length=settings.length, warmup=settings.overlap)
     model = ContinuedNetwork[Restored](device, dtype)
     session = ChunkedSession(
         model,
@@ -140,7 +141,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     if not settings.clip_iqa_path:
         degradation = network.degradation if settings.degradation is None else settings.degradation
         model.model = upscaler(degradation)
-        return FilterSession(session, device, loaded.scale)
+        return FilterSession(session, device, loaded.scale, segments)
 
     tokens = tokenise(_base(settings), [text for pair in PAIRS for text in pair]).to(device)
     judge = load_clip_iqa(Path(settings.clip_iqa_path)).to(device)
@@ -156,7 +157,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
         read=partial(read, device=device, dtype=torch.float32),
         prepare=prepare,
     )
-    return FilterSession(sampled, device, loaded.scale)
+    return FilterSession(sampled, device, loaded.scale, segments)
 
 
 def _load(settings: UltraSettings) -> "tuple[Loaded[UltraVSR], Tensor]":

@@ -22,3 +22,9 @@ class Segments:
     def origin(self, n: int) -> int:
         """Frame at which the recurrence that leads to frame ``n`` starts cold, if no cut comes later."""
         return max(self.start(n) - self.warmup, 0)
+
+    def starts(self, first: int, last: int) -> list[int]:
+        """``first``, and every start of a segment behind it and before ``last``: where work on a clip can be divided
+        and no frame is seen more often than when it is played through.
+        """
+        return [first, *range(self.start(first) + self.length, last, self.length)] if self.length else [first]

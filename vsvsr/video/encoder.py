@@ -1,21 +1,20 @@
-"""Encode frames with ffmpeg."""
+"""Encode frames with ffmpeg: a part of a film, or pictures."""
 
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
 
 import vapoursynth as vs
 
 from vsvsr.errors import UserError
 from vsvsr.files import end, undone
 from vsvsr.video import matroska
-from vsvsr.video.ffmpeg import describe, find_ffmpeg, url
+from vsvsr.video.ffmpeg import find_ffmpeg, url
 from vsvsr.video.source import IMAGE_SUFFIXES, Video
 
 _NANOSECOND = Fraction(1, matroska.TIMESTAMPS_PER_SECOND)
@@ -40,6 +39,9 @@ _OPTIONS = {
     "mjpeg": ("-q:v", "2"),
 }
 
+_BESIDE = frozenset({"acodec", "af", "an", "ac", "ar", "scodec", "sn", "metadata", "disposition", "movflags", "f"})
+"""Options of ffmpeg that are about sound, subtitles or the file."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
@@ -56,9 +58,24 @@ class Encoding:
     options: tuple[tuple[str, str], ...] = ()
 
     def arguments(self, target: Path) -> list[str]:
+        """Output options of ffmpeg for the picture."""
         encoder = self.encoder or _ENCODERS.get(target.suffix.lower(), "libx264")
         usual = _OPTIONS.get(encoder, ("-crf", str(self.crf)) if encoder.startswith("lib") else ())
-        return ["-c:v", encoder, *usual, *(word for key, value in self.options for word in (f"-{key}", value))]
+        return ["-c:v", encoder, *usual, *_words(option for option in self.options if not _beside(option[0]))]
+
+    def joining(self) -> list[str]:
+        """Those of ``options`` that are about sound, subtitles or the file: for when a film is joined."""
+        return _words(option for option in self.options if _beside(option[0]))
+
+
+def _beside(key: str) -> bool:
+    """Whether an option of ffmpeg is about something else than the picture."""
+    name, _, specifier = key.partition(":")
+    return specifier[:1] in ("a", "s", "t", "d", "g") or name in _BESIDE
+
+
+def _words(options: Iterable[tuple[str, str]]) -> list[str]:
+    return [word for key, value in options for word in (f"-{key}", value)]
 
 
 def is_numbered(target: Path) -> bool:
@@ -77,40 +94,33 @@ def wants_rgb(target: Path) -> bool:
 
 @contextmanager
 def encode(
-    clip: vs.VideoNode, source: Video, path: Path, target: Path, *, first: int, encoding: Encoding
-) -> Iterator[Callable[[vs.VideoFrame], None]]:
+    clip: vs.VideoNode, source: Video, path: Path, target: Path, *, first: int, zero: int, encoding: Encoding
+) -> Iterator[Callable[[vs.VideoFrame], list[memoryview]]]:
     """Give a function that takes the frames of ``clip``, one after the other; the file is complete at the end.
 
-    Frames, audio streams (copied, or as Opus where the container demands it), chapters and metadata go through ffmpeg.
-    However the body is left before the last frame, ffmpeg is stopped.
+    The file holds the picture alone. The function returns the planes that it wrote. However the body is left before the
+    last frame, ffmpeg is stopped.
 
     Args:
         clip: integer samples, as many frames as follow ``first`` or fewer.
-        source: for timestamps, tags, audio, chapters and metadata.
+        source: for timestamps and tags.
         path: the file to write, or the pattern of the names of pictures, numbered from ``first`` on.
-        target: what it will be called; for messages.
-        first: frame of the source that the clip begins with. If it is not 0, or the clip is shorter than the source,
-            time begins at 0 there and the audio is cut.
+        target: what the user calls it; for messages, and for the encoder that fits.
+        first: frame of the source that the clip begins with.
+        zero: the source's time, in nanoseconds, that is 0 in the file.
+        encoding: how it is compressed.
 
     Raises:
         UserError: ffmpeg failed; the message has its first complaint.
     """
     last = first + clip.num_frames
-    cut = clip.num_frames != source.clip.num_frames
-    # A folder of pictures and a picture have nothing else, and GIF can hold nothing else.
-    described = "" if source.path.is_dir() or wants_rgb(target) else describe(source.path)
-    start = _start_time(described)
-    zero = source.timestamps[first] if cut else start
-    part = [*(_cut_arguments(start, zero, source.timestamps[last]) if cut else ()), "-vn", "-i", url(source.path)]
     command = [
         *(find_ffmpeg(), "-hide_banner", "-loglevel", "error", "-nostats", "-y"),
         # Timestamps of the pipe are final: no shift to 0. One frame suffices to know the stream.
         *("-seek_timestamp", "1", "-probesize", "32", "-f", "matroska", "-i", "pipe:0"),
-        *(part if described else ()),
-        *("-map", "0:v", *(_beside_video(described, target) if described else ()), "-fps_mode", "passthrough"),
+        *("-map", "0:v", "-fps_mode", "passthrough"),
         *("-enc_time_base", f"{source.time_base.numerator}:{source.time_base.denominator}"),
         *encoding.arguments(target),
-        *(("-movflags", "+faststart") if target.suffix.lower() in (".mp4", ".m4v", ".mov") else ()),
         *_muxer(path, first),
     ]
     with tempfile.TemporaryFile() as complaints:
@@ -124,13 +134,14 @@ def encode(
             pipe = process.stdin
             timestamps = iter(zip(source.timestamps[first:last], source.timestamps[first + 1 :], strict=False))
 
-            def write(frame: vs.VideoFrame) -> None:
+            def write(frame: vs.VideoFrame) -> list[memoryview]:
                 now, after = next(timestamps)
                 planes = list(frame.readchunks())
                 if frame.format.color_family == vs.RGB:
                     planes = [planes[1], planes[2], planes[0]]
                 for piece in matroska.frame(now - zero, after - now, planes, sum(plane.nbytes for plane in planes)):
                     pipe.write(piece)
+                return planes
 
             try:
                 pipe.write(matroska.header(_track(clip, source)))
@@ -145,14 +156,8 @@ def encode(
                 with suppress(BrokenPipeError):
                     pipe.close()
             if failed:
-                raise UserError(f"{target}: {_complaint(complaints).replace(url(path), str(target))}")
-
-
-def _beside_video(described: str, target: Path) -> list[str]:
-    """What is taken of the source, the second input, besides the picture."""
-    codecs = set(re.findall(r"Stream #.*Audio: (\w+)", described))
-    fits = target.suffix.lower() != ".webm" or codecs <= {"opus", "vorbis"}
-    return ["-map", "1:a?", "-c:a", "copy" if fits else "libopus", "-map_metadata", "1", "-map_chapters", "1"]
+                complaints.seek(0)
+                raise UserError(f"{target}: {complaint(complaints.read()).replace(url(path), str(target))}")
 
 
 def _muxer(path: Path, first: int) -> list[str]:
@@ -187,19 +192,7 @@ def _fourcc(video_format: vs.VideoFormat) -> bytes:
     return bytes((*b"Y3", {(1, 1): 11, (1, 0): 10, (0, 0): 0}[subsampling], bits))
 
 
-def _start_time(described: str) -> int:
-    """Nanoseconds that ffmpeg takes off every timestamp of a file when it reads it."""
-    start = re.search(r"Duration: .*, start: (-?\d+\.\d+)", described)
-    return int(Fraction(start[1]) * matroska.TIMESTAMPS_PER_SECOND) if start else 0
-
-
-def _cut_arguments(start: int, begin: int, end_: int) -> list[str]:
-    """Input options for the part from ``begin`` to ``end_`` of a file that starts at ``start``, in nanoseconds."""
-    seconds = (float((begin - start) * _NANOSECOND), float((end_ - begin) * _NANOSECOND))
-    return ["-ss", f"{seconds[0]:.6f}", "-t", f"{seconds[1]:.6f}"]
-
-
-def _complaint(stream: IO[bytes]) -> str:
-    stream.seek(0)
-    lines = stream.read().decode(errors="replace").splitlines()
+def complaint(said: bytes | str) -> str:
+    """The first thing that ffmpeg had to say."""
+    lines = (said if isinstance(said, str) else said.decode(errors="replace")).splitlines()
     return re.sub(r"^(\[[^]]*\] )+", "", lines[0]) if lines else "ffmpeg failed without a word"

@@ -1,4 +1,4 @@
-"""A film in, the film as a filter makes it out: one pass, from opening the source to naming the result."""
+"""A film to be written: its source, its frames, its name; and films that are pictures, which are written in one go."""
 
 import re
 from collections.abc import Callable
@@ -11,83 +11,52 @@ from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.files import check_target, publish, scratch_beside
 from vsvsr.video.encoder import Encoding, encode, is_image, is_numbered, wants_rgb
 from vsvsr.video.ffmpeg import is_truncated, picture_size
-from vsvsr.video.source import from_rgb, one_line_errors, open_video, to_integer_rgb
+from vsvsr.video.source import Video, from_rgb, one_line_errors, open_video, to_integer_rgb
 
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """What was written: frames, and their size in the file."""
+    """A film to be written.
+
+    Attributes:
+        source: what it is made of.
+        clip: all frames of the source as the filter makes them, in the format that is written.
+        frames: those to write.
+    """
+
+    source: Video
+    clip: vs.VideoNode
+    frames: range
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether frames of the source are missing."""
+        return len(self.frames) != len(self.source.timestamps) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        frames: how many.
+        width: of the picture in the file.
+        height: likewise.
+    """
 
     frames: int
     width: int
     height: int
 
 
-def process_film(
-    source_path: Path,
-    target: Path,
-    change: Callable[[vs.VideoNode], vs.VideoNode],
-    *,
-    frames: slice = slice(None),
-    encoding: Encoding,
-    overwrite: bool,
-    on_index: Callable[[int], None] = lambda percent: None,
-    on_frame: Callable[[int, int], None] = lambda done, total: None,
-) -> Film:
-    """Write what ``change`` makes of the source to ``target``, which appears when it is whole.
-
-    Args:
-        source_path: a video file, or a folder of numbered pictures.
-        target: a video file, a picture, or with a name like ``frame_%04d.png`` numbered pictures.
-        change: from RGBS to RGB of any size with as many frames.
-        frames: the part to write; the pixels are those of the whole.
-        encoding: how it is compressed.
-        overwrite: replace what is there.
-        on_index: hears how far the source is indexed, in percent.
-        on_frame: hears how many frames of how many are done.
+def check_paths(source: Path, target: Path, *, overwrite: bool) -> None:
+    """Refuse a source that is not there and a target that cannot be, or is there already.
 
     Raises:
-        UserError: something about the files, the filter or ffmpeg. If the source is truncated, after what there is of
-            it has been written.
+        UserError: one line about it.
     """
-    if not source_path.is_file() and not source_path.is_dir():
-        raise UserError(f"{source_path} is not a file, nor a folder of numbered pictures")
-    _check_free(source_path, target, overwrite)
-    with scratch_beside(target) as folder:
-        source = open_video(source_path, on_index)
-        with one_line_errors():
-            changed = change(source.clip)
-        first, last, _ = frames.indices(changed.num_frames)
-        if first >= last:
-            raise WrongArgumentError(f"frames {first} to {last}: {source_path} has {changed.num_frames}")
-        clip = (to_integer_rgb if wants_rgb(target) else from_rgb)(changed, source)[first:last]
-        targets = [target]
-        if is_numbered(target):
-            targets = [target.with_name(_numbered(target.name, number)) for number in range(first, last)]
-            for each in targets:
-                _check_free(source_path, each, overwrite)
-        elif is_image(target) and clip.num_frames > 1:
-            raise WrongArgumentError(
-                f"{target} holds one frame, not {clip.num_frames}; "
-                f"give --start and --end, or number the files: {target.stem}_%04d{target.suffix}"
-            )
-        with encode(clip, source, folder / target.name, target, first=first, encoding=encoding) as write:
-            on_frame(0, clip.num_frames)
-            with one_line_errors():
-                for done, frame in enumerate(clip.frames(close=True), start=1):
-                    write(frame)
-                    on_frame(done, clip.num_frames)
-        width, height = picture_size(folder / targets[0].name)
-        publish(folder, targets)
-    if last == source.clip.num_frames and source_path.is_file() and is_truncated(source_path):
-        raise UserError(
-            f"{source_path} is truncated: it ends before the time that it says; "
-            f"the {clip.num_frames} frames that are in it are in {target}"
-        )
-    return Film(frames=clip.num_frames, width=width or clip.width, height=height or clip.height)
-
-
-def _check_free(source: Path, target: Path, overwrite: bool) -> None:
+    if not source.is_file() and not source.is_dir():
+        raise UserError(f"{source} is not a file, nor a folder of numbered pictures")
     check_target(target)
     if target.exists():
         if target.samefile(source):
@@ -96,6 +65,91 @@ def _check_free(source: Path, target: Path, overwrite: bool) -> None:
             raise UserError(f"{target} is not a file; choose another name")
         if not overwrite:
             raise UserError(f"{target} exists; choose another name or give --overwrite")
+
+
+def open_film(
+    path: Path,
+    target: Path,
+    change: Callable[[vs.VideoNode], vs.VideoNode],
+    *,
+    frames: slice = slice(None),
+    on_index: Callable[[int], None] = lambda percent: None,
+) -> Film:
+    """Open a source and apply a filter to it.
+
+    Args:
+        path: a video file, or a folder of numbered pictures.
+        target: what it will be written to; decides about the format.
+        change: from RGBS to RGB of any size with as many frames.
+        frames: the part to write; the pixels are those of the whole.
+        on_index: hears how far the source is indexed, in percent.
+
+    Raises:
+        UserError: something about the file or the filter; ``WrongArgumentError``: about ``frames``.
+    """
+    source = open_video(path, on_index)
+    with one_line_errors():
+        changed = change(source.clip)
+    first, last, _ = frames.indices(changed.num_frames)
+    if first >= last:
+        raise WrongArgumentError(f"frames {first} to {last}: {path} has {changed.num_frames}")
+    clip = (to_integer_rgb if wants_rgb(target) else from_rgb)(changed, source)
+    return Film(source=source, clip=clip, frames=range(first, last))
+
+
+def write_pictures(
+    film: Film, target: Path, *, encoding: Encoding, overwrite: bool, on_frame: Callable[[int, int], None]
+) -> Written:
+    """Write a film as one picture, as numbered pictures or as a GIF; they appear when all are whole.
+
+    Args:
+        film: what to write.
+        target: a picture, with a name like ``frame_%04d.png`` numbered ones.
+        encoding: how it is compressed.
+        overwrite: replace what is there.
+        on_frame: hears how many frames of how many are done.
+
+    Raises:
+        UserError: something about the files, the filter or ffmpeg.
+    """
+    frames = film.frames
+    clip = film.clip[frames.start : frames.stop]
+    targets = [target]
+    if is_numbered(target):
+        targets = [target.with_name(_numbered(target.name, number)) for number in frames]
+        for each in targets:
+            check_paths(film.source.path, each, overwrite=overwrite)
+    elif is_image(target) and len(frames) > 1:
+        raise WrongArgumentError(
+            f"{target} holds one frame, not {len(frames)}; "
+            f"give --start and --end, or number the files: {target.stem}_%04d{target.suffix}"
+        )
+    zero = film.source.timestamps[frames.start]
+    with scratch_beside(target) as folder:
+        path = folder / target.name
+        with encode(clip, film.source, path, target, first=frames.start, zero=zero, encoding=encoding) as write:
+            on_frame(0, len(frames))
+            with one_line_errors():
+                for done, frame in enumerate(clip.frames(close=True), start=1):
+                    write(frame)
+                    on_frame(done, len(frames))
+        width, height = picture_size(folder / targets[0].name)
+        publish(folder, targets)
+    return Written(frames=len(frames), width=width or clip.width, height=height or clip.height)
+
+
+def refuse_truncated(film: Film, target: Path) -> None:
+    """Say that a source is not whole, if the film goes up to its end; what there is of it has been written.
+
+    Raises:
+        UserError: it is truncated.
+    """
+    path = film.source.path
+    if film.frames.stop == film.source.clip.num_frames and path.is_file() and is_truncated(path):
+        raise UserError(
+            f"{path} is truncated: it ends before the time that it says; "
+            f"the {len(film.frames)} frames that are in it are in {target}"
+        )
 
 
 def _numbered(pattern: str, number: int) -> str:

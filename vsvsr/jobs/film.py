@@ -1,0 +1,129 @@
+"""A film from an order to its final name: plan, make what is missing, join."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from vsvsr.errors import UserError
+from vsvsr.files import explain, final_name, scratch_beside
+from vsvsr.jobs.folder import JobFolder, beside, held
+from vsvsr.jobs.identity import identify
+from vsvsr.jobs.order import Order
+from vsvsr.jobs.parts import Part, divide
+from vsvsr.jobs.work import make_parts
+from vsvsr.video.encoder import wants_rgb
+from vsvsr.video.ffmpeg import picture_size
+from vsvsr.video.film import Film, Written, check_paths, refuse_truncated, write_pictures
+from vsvsr.video.join import film_zero, join, part_suffix
+
+
+class Progress(Protocol):
+    """What hears how far a film is."""
+
+    def indexing(self, percent: int) -> None:
+        """The source is read for the first time."""
+        ...
+
+    def frames(self, done: int, total: int) -> None:
+        """So many frames are there; the first call tells what was there before."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        ...
+
+
+def make_film(order: Order, *, overwrite: bool, job: Path | None, keep_job: bool, progress: Progress) -> Written:
+    """Make a film; its file appears when it is whole. A film, as opposed to pictures, goes on where it was.
+
+    Args:
+        order: what to make.
+        overwrite: replace what is there.
+        job: the job's folder, instead of one beside the target.
+        keep_job: leave that folder where it is.
+        progress: hears how far it is.
+
+    Raises:
+        UserError: something about the files, the filter, the job or ffmpeg. If the source is truncated, after what
+            there is of it has been written.
+    """
+    order.check()
+    check_paths(order.source, order.target, overwrite=overwrite)
+    if wants_rgb(order.target):
+        return _make_pictures(order, overwrite=overwrite, progress=progress)
+    with _job_folder(order, job) as folder:
+        film, segments = order.open(progress.indexing)
+        starts = segments.starts(film.frames.start, film.frames.stop)
+        parts = divide(starts, film.frames.stop, film.source.timestamps)
+        folder.begin(identify(order, film), parts)
+        missing = _missing(folder, parts, progress)
+        done, total = len(film.frames) - sum(map(len, missing)), len(film.frames)
+        progress.frames(done, total)
+
+        def on_frame() -> None:
+            nonlocal done
+            done += 1
+            progress.frames(done, total)
+
+        make_parts(order, film, folder, missing, zero=film_zero(film), on_frame=on_frame)
+        written = _join(order, film, folder, parts)
+        if not keep_job:
+            folder.remove()
+    refuse_truncated(film, order.target)
+    return written
+
+
+def _make_pictures(order: Order, *, overwrite: bool, progress: Progress) -> Written:
+    film, _ = order.open(progress.indexing)
+    written = write_pictures(film, order.target, encoding=order.encoding, overwrite=overwrite, on_frame=progress.frames)
+    refuse_truncated(film, order.target)
+    return written
+
+
+@contextmanager
+def _job_folder(order: Order, path: Path | None) -> Iterator[JobFolder]:
+    """The job's folder, for this process alone; what the disk says about it is one line about the target."""
+    folder = path or beside(order.target)
+    try:
+        with held(folder, part_suffix(order.target), path or order.target) as job:
+            yield job
+    except OSError as error:
+        if not str(error.filename).startswith(str(folder)):
+            raise
+        raise UserError(explain(error, order.target)) from None
+
+
+def _missing(folder: JobFolder, parts: list[Part], progress: Progress) -> list[Part]:
+    """Parts that are still to be made; finished ones that are not what they were are named and made again."""
+    missing = []
+    for part in parts:
+        if not folder.file(part).exists():
+            missing.append(part)
+        elif not folder.is_sound(part):
+            progress.note(f"{folder.file(part)} is not what was written ({part}): it is made again")
+            missing.append(part)
+    if len(missing) < len(parts):
+        progress.note(f"{len(parts) - len(missing)} of {len(parts)} parts are there, from {folder.path}")
+    return missing
+
+
+def _join(order: Order, film: Film, folder: JobFolder, parts: list[Part]) -> Written:
+    """The film from its parts, under its final name."""
+    files = [(folder.file(part), part.first) for part in parts]
+    with _place(order.target, folder) as place:
+        path = place / f"joined{order.target.suffix}"
+        join(film, files, path, order.target, order.encoding)
+        width, height = picture_size(path)
+        path.replace(final_name(order.target))
+    return Written(frames=len(film.frames), width=width or film.clip.width, height=height or film.clip.height)
+
+
+@contextmanager
+def _place(target: Path, folder: JobFolder) -> Iterator[Path]:
+    """Where the joined film is written: in the job's folder, or beside the target if that is another disk."""
+    if folder.path.stat().st_dev == final_name(target).parent.stat().st_dev:
+        yield folder.path
+    else:
+        with scratch_beside(target) as scratch:
+            yield scratch

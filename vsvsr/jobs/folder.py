@@ -1,0 +1,197 @@
+"""A job on disk: what it is, and its finished parts. The files are the truth; nothing else remembers what is done.
+
+``job.json`` says what the job is and which parts it has. A finished part is a file named by its first frame, and beside
+it a record of what is in it. Both are written under other names, brought to the disk, and then renamed, the record
+first: a part that has its name is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+
+from vsvsr.errors import UserError
+from vsvsr.files import explain, final_name, undone
+from vsvsr.jobs.identity import Identity, differences
+from vsvsr.jobs.parts import Part
+
+_LONGEST_NAME = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is in a finished part.
+
+    Attributes:
+        frames: how many.
+        digest: SHA-256 of the samples of all frames, as the encoder got them.
+        size: of the file, in bytes.
+        sha256: of the file.
+    """
+
+    frames: int
+    digest: str
+    size: int
+    sha256: str
+
+
+def beside(target: Path) -> Path:
+    """The job folder of a film, if none is given."""
+    final = final_name(target)
+    name = final.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return final.with_name(f".{name}.vsvsr")
+
+
+class JobFolder:
+    """The folder of a job.
+
+    Args:
+        path: the folder.
+        suffix: of the parts' files.
+    """
+
+    def __init__(self, path: Path, suffix: str) -> None:
+        self.path = path
+        self._suffix = suffix
+
+    def file(self, part: Part) -> Path:
+        """Where a part is when it is finished."""
+        return self.path / f"{part.first:08d}{self._suffix}"
+
+    def record(self, part: Part) -> Record | None:
+        """What a part's record says, if the part is finished and there is a sound record."""
+        if not self.file(part).is_file():
+            return None
+        try:
+            record = Record(**json.loads(self._record_file(part).read_text()))
+        except (OSError, ValueError, TypeError):
+            return Record(frames=0, digest="", size=-1, sha256="")
+        return record
+
+    def is_sound(self, part: Part) -> bool:
+        """Whether the file of a finished part is what its record says. Reads the file."""
+        record = self.record(part)
+        if record is None or record.frames != len(part) or record.size != self.file(part).stat().st_size:
+            return False
+        return record.sha256 == file_hash(self.file(part))
+
+    def commit(self, part: Part, written: Path, digest: str) -> None:
+        """Give a written part its name."""
+        record = Record(frames=len(part), digest=digest, size=written.stat().st_size, sha256=file_hash(written))
+        write_whole(self._record_file(part), json.dumps(asdict(record)), written.parent)
+        _to_disk(written)
+        written.replace(self.file(part))
+        _to_disk(self.path)
+
+    def begin(self, identity: Identity, parts: Sequence[Part]) -> None:
+        """Write down what the job is, or compare with what it was when it was begun.
+
+        Raises:
+            UserError: it is another job.
+        """
+        plan = {**identity, "parts": [[part.first, part.last] for part in parts]}
+        description = self.path / "job.json"
+        if not self.has_parts():
+            write_whole(description, json.dumps(plan, indent=1), self.path)
+            return
+        try:
+            before = json.loads(description.read_text())
+        except (FileNotFoundError, ValueError):
+            raise UserError(f"{description} is missing or damaged; remove {self.path}") from None
+        changed = differences(before, json.loads(json.dumps(plan)))
+        if changed:
+            raise UserError(
+                f"{self.path} was begun differently: {'; '.join(changed)}; "
+                "give what was given then, another --job, or remove the folder"
+            )
+
+    def clean(self) -> None:
+        """Remove what killed processes were writing."""
+        for file in self.path.glob("joined*"):
+            file.unlink()
+        for folder in self.path.glob(".vsvsr-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def has_parts(self) -> bool:
+        """Whether something is finished."""
+        return any(self.path.glob(f"*{self._suffix}"))
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it."""
+        shutil.rmtree(self.path)
+
+    def _record_file(self, part: Part) -> Path:
+        return self.path / f"{part.first:08d}.json"
+
+
+@contextmanager
+def held(path: Path, suffix: str, about: Path) -> Iterator[JobFolder]:
+    """The job folder, made if need be, for this process alone; removed at the end if nothing in it is finished.
+
+    Args:
+        path: the folder.
+        suffix: of the parts' files.
+        about: what errors name.
+
+    Raises:
+        UserError: it cannot be made, is something else, or another process works in it.
+    """
+    job = JobFolder(path, suffix)
+    lock = filelock.FileLock(path / "lock", timeout=0, thread_local=False)
+
+    def take() -> JobFolder:
+        try:
+            path.mkdir(exist_ok=True)
+            if any(path.iterdir()) and not {"job.json", "lock"} & {entry.name for entry in path.iterdir()}:
+                raise UserError(f"{path} holds other files; give --job a folder of its own")
+            lock.acquire()
+        except filelock.Timeout:
+            raise UserError(f"{about}: another process works on it, in {path}") from None
+        except OSError as error:
+            raise UserError(explain(error, about)) from None
+        return job
+
+    def leave(job: JobFolder) -> None:
+        if lock.is_locked and not job.has_parts():
+            shutil.rmtree(path, ignore_errors=True)
+
+    try:
+        with undone(take, leave):
+            job.clean()
+            yield job
+    finally:
+        lock.release()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(target: Path, text: str, folder: Path) -> None:
+    """Write a small file so that it is there whole or not at all, through ``folder`` on the same disk."""
+    written = folder / f"{target.name}.new"
+    written.write_text(text)
+    _to_disk(written)
+    written.replace(target)
+    _to_disk(target.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power failure."""
+    if path.is_dir() and os.name != "posix":  # elsewhere folders cannot be opened
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,64 @@
+"""What a user orders: everything that decides about the pixels and the file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import vapoursynth as vs
+
+from vsvsr.errors import WrongArgumentError
+from vsvsr.filters.apply import apply
+from vsvsr.streaming import Segments
+from vsvsr.video.encoder import Encoding
+from vsvsr.video.film import Film, open_film
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A film to be made.
+
+    Attributes:
+        source: a video file, or a folder of numbered pictures.
+        target: a video file, a picture, or with a name like ``frame_%04d.png`` numbered pictures.
+        filter_name: of ``core.vsvsr``.
+        arguments: of the filter.
+        half: hand frames to the filter as fp16.
+        frames: the part to write; the pixels are those of the whole.
+        encoding: how it is compressed.
+    """
+
+    source: Path
+    target: Path
+    filter_name: str
+    arguments: Mapping[str, object]
+    half: bool
+    frames: slice
+    encoding: Encoding
+
+    def check(self) -> None:
+        """Refuse what cannot give the pixels of playback.
+
+        Raises:
+            WrongArgumentError: a preview is asked for.
+        """
+        if self.arguments.get("preview"):
+            raise WrongArgumentError("preview=1 is for seeking in an editor; its frames are approximate")
+
+    def open(self, on_index: Callable[[int], None]) -> tuple[Film, Segments]:
+        """The film, ready to be asked for frames, and where its filter starts afresh.
+
+        Args:
+            on_index: hears how far the source is indexed, in percent.
+
+        Raises:
+            UserError: something about the source or the filter.
+        """
+        stats: dict[str, int] = {}
+
+        def change(clip: vs.VideoNode) -> vs.VideoNode:
+            changed = apply(self.filter_name, clip.resize.Point(format=vs.RGBH) if self.half else clip, self.arguments)
+            stats.update(vs.core.vsvsr.Stats(changed))
+            return changed
+
+        film = open_film(self.source, self.target, change, frames=self.frames, on_index=on_index)
+        return film, Segments(length=stats["grid"], warmup=stats["grid_warmup"])
