@@ -16,6 +16,8 @@ from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
 from vsvsr.models.common.loading import Loaded
 from vsvsr.streaming import ChunkedSession, Segments, Session
 
+_NEVER = Segments(length=0, warmup=0)
+
 
 @dataclass(frozen=True)
 class FilterSession:
@@ -31,7 +33,7 @@ class FilterSession:
     session: Session[Planes, Output]
     device: torch.device
     scale: int
-    segments: Segments = Segments(length=0, warmup=0)
+    segments: Segments = _NEVER
 
 
 def open_chunked[Network: nn.Module](
