@@ -43,6 +43,7 @@ from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.session import FilterSession
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.models.fastreal import load as load_fastreal
+from vsvsr.models.ultra import Upscaler
 from vsvsr.streaming import Source
 
 CPU = torch.device("cpu")
@@ -494,7 +495,8 @@ class TestMemory:
         def session(model: object, **arguments: object) -> None:
             models.append(model)
 
-        monkeypatch.setattr(ChunkedNetwork, "dry_run", lambda self, width, height: dry_runs.append(self))
+        for network in (ChunkedNetwork, Upscaler):
+            monkeypatch.setattr(network, "dry_run", lambda self, width, height: dry_runs.append(self))
         monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: torch.device("meta"))
         monkeypatch.setattr("vsvsr.engine.chunked.transfer", lambda device, dtype: HostTransfer(dtype))
         monkeypatch.setattr("vsvsr.engine.continued.transfer", lambda device, dtype: HostTransfer(dtype))
@@ -505,7 +507,8 @@ class TestMemory:
             definition = FILTERS[name]
             definition.create(definition.settings(model_path=str(path), state_cache=1, **given), CLIP)
         skip, mia, ultra = models
-        assert dry_runs == [skip, mia]
+        assert dry_runs[:2] == [skip, mia]
+        assert [type(run) for run in dry_runs[2:]] == [Upscaler]
         assert [skip.budget, mia.budget, ultra.model.budget] == [budget] * 3
 
 

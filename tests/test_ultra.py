@@ -4,6 +4,7 @@ import csv
 import itertools
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from tests.ultra_files import released_state
+from tests.ultra_files import released_state, write_base_folder
 from vsvsr.engine.continued import ContinuedNetwork
 from vsvsr.engine.planes import Frame
 from vsvsr.errors import UserError
@@ -39,6 +40,7 @@ from vsvsr.models.ultra.schedule import alphas_cumprod, clamp_degradation, one_s
 from vsvsr.models.ultra.skips import Skips
 from vsvsr.models.ultra.stream import Pipeline, TiledPipeline
 from vsvsr.models.ultra.tiles import Tiles
+from vsvsr.training.__main__ import main
 from vsvsr.training.data.clips import Clips, Crops
 from vsvsr.training.harness import Processes, train
 from vsvsr.training.recipes.ultra import (
@@ -49,6 +51,7 @@ from vsvsr.training.recipes.ultra import (
     distillation_loss,
     predict_clean,
 )
+from vsvsr.weights import read_metadata
 
 DATA = Path(__file__).parent / "data"
 
@@ -474,6 +477,33 @@ def test_the_batch_form_agrees_with_frame_by_frame(stage: tuple[list[Step], int]
     assert torch.allclose(run_whole(stage[0], frames), layer_by_layer(stage[0], frames), atol=1e-4)
 
 
+def test_the_papers_form_is_what_its_equations_print() -> None:
+    torch.manual_seed(0)
+    module = RTSModule(96, form="paper")
+    assert sorted(name for name, _ in module.named_parameters() if "temperature" in name) == []
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    frames = torch.randn(4, 96, 3, 5)
+    zero = torch.zeros_like(frames[:1])
+    with torch.inference_mode():
+        conv, attention = module.RTSConv, module.RTSAtten
+        reduced = torch.cat((conv.conv1(zero), conv.conv1(frames), conv.conv1(zero)))
+        before, current, after = reduced[:-2], reduced[1:-1], reduced[2:]
+        gathered = torch.cat((before[:, :3], current[:, 3:6], after[:, 6:]), dim=1)
+        expected = frames + conv.conv3(torch.relu(conv.conv_blocks[0](gathered)))
+        assert torch.allclose(conv(frames), expected, atol=1e-5)
+        # One channel in each of eight heads.
+        q, k, v = attention.qkv_dwconv(attention.qkv(expected)).flatten(2).chunk(3, dim=1)
+        mixed = torch.zeros_like(v)
+        for t in range(4):
+            for other in (t - 1, t, t + 1):
+                if 0 <= other < 4:
+                    weights = (q[t, :, :, None] * k[other, :, None, :]).softmax(dim=-1)
+                    mixed[t] += (weights @ v[other, :, :, None])[..., 0]
+        expected = expected + attention.project_out(mixed.view(4, 8, 3, 5))
+        assert torch.allclose(module(frames), expected, atol=1e-4)
+
+
 def test_a_stage_reaches_exactly_as_far_as_its_modules(stage: tuple[list[Step], int]) -> None:
     steps, reach = stage
     frames = torch.randn(2 * reach + 5, 4, 2, 2)
@@ -786,6 +816,154 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trainer, before, losses, frames
 
 
+def excited(trainer: Ultra) -> Ultra:
+    """The recipe with nothing at zero: fresh adapters and shifts keep gradients from what lies before them."""
+    torch.manual_seed(1)
+    for network in (trainer.generator, trainer.fake, trainer.real):
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad and ("rts" in name or "lora" in name):
+                torch.nn.init.normal_(parameter, std=0.1)
+    return trainer
+
+
+def reached(module: torch.nn.Module, loss: torch.Tensor) -> set[str]:
+    """Names of the trainable tensors that a loss moves."""
+    names, parameters = zip(*((n, p) for n, p in module.named_parameters() if p.requires_grad), strict=True)
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    pairs = zip(names, gradients, strict=True)
+    return {name for name, gradient in pairs if gradient is not None and bool(gradient.any())}
+
+
+def trainable(module: torch.nn.Module) -> set[str]:
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("form", ["released", "paper"])
+def test_every_loss_reaches_every_tensor_that_it_shall_train(tmp_path: Path, form: Any, monkeypatch: Any) -> None:
+    monkeypatch.setitem(globals(), "TINY", replace(TINY, rts_form=form))
+    trainer = excited(recipe(crops(tmp_path), tmp_path / "run", negative=-PROMPT))
+    trainer.perceptual = lambda pictures, truth: (pictures - truth).abs().mean()  # type: ignore[assignment]
+    # 1x2 tokens at the coarsest level: attention on a single one has no gradient.
+    frames = torch.rand(2, 3, 8, 32)
+    rng = torch.Generator().manual_seed(0)
+    losses, _, latents = trainer.losses(frames, upscale_bicubic(frames).clamp(0, 1), rng)
+    wanted = trainable(trainer.generator)
+    # Nine tensors in each module, the temperature of the released form included.
+    assert sum(name.startswith("decoder_up_rts") for name in wanted) == (4 * 9 if form == "released" else 4 * 8)
+    for name in ("mse", "perceptual", "distillation", "gan"):
+        assert reached(trainer.generator, losses[name]) == wanted, name
+    for network in (trainer.fake, trainer.real):
+        # The decoder's shift has no part in regularisers.
+        wanted = trainable(network)
+        assert wanted
+        assert not any(name.startswith("decoder") for name in wanted)
+        seen: set[str] = set()
+        for _ in range(2):
+            seen |= reached(network, trainer._denoising(network, latents.detach(), rng))
+        assert seen == wanted
+
+
+def test_the_distillation_sees_the_pictures_and_not_what_the_unet_has_made(tmp_path: Path) -> None:
+    trainer = excited(recipe(crops(tmp_path), tmp_path / "run"))
+    frames = torch.rand(3, 3, 8, 8)
+    rng = torch.Generator().manual_seed(0)
+    _, pictures, latents = trainer.losses(frames, upscale_bicubic(frames), rng)
+    with torch.no_grad():
+        assert torch.allclose(latents, trainer.real.encode((pictures + 1) / 2), atol=1e-6)
+    assert not any(parameter.requires_grad for parameter in trainer.real.vae.parameters())
+
+
+def test_noise_is_made_where_the_network_is(tmp_path: Path) -> None:
+    trainer = recipe(crops(tmp_path), tmp_path / "run", negative=-PROMPT)
+    for network in (trainer.real, trainer.fake):
+        network.to("meta")
+    trainer.prompt, trainer.negative = PROMPT.to("meta"), PROMPT.to("meta")
+    latents, rng = torch.zeros(3, 4, 4, 4, device="meta"), torch.Generator().manual_seed(0)
+    assert trainer._denoising(trainer.real, latents, rng).is_meta
+    assert trainer._distillation(latents, rng).is_meta
+
+
+@pytest.mark.parametrize(
+    ("variant", "shift", "timestep"),
+    [("A", set(), 999), ("B", set(), 270), ("C", {"RTSConv"}, 270), ("D", {"RTSConv", "RTSAtten"}, 270)],
+)
+def test_the_variants_of_the_ablation_train_what_the_paper_says(
+    tmp_path: Path, variant: Any, shift: set[str], timestep: int
+) -> None:
+    trainer = recipe(crops(tmp_path), tmp_path / "run", variant=variant)
+    names = trainable(trainer.generator)
+    assert {part for name in names for part in name.split(".") if part.startswith("RTS")} == shift
+    assert any("lora" in name for name in names)
+    assert timestep_of(trainer.degradation_of(torch.rand(2, 3, 8, 8))) == timestep
+    assert not trainable(trainer.real)
+    assert all("lora" in name for name in trainable(trainer.fake))
+    told = trainer.step(0)
+    assert "real" not in told
+    assert np.isfinite(list(told.values())).all()
+
+
+def test_d_is_measured_on_each_clip_where_something_measures_it(tmp_path: Path) -> None:
+    trainer = recipe(crops(tmp_path), tmp_path / "run")
+    trainer._measure = lambda frames: float(frames.mean())
+    assert trainer.degradation_of(torch.full((2, 3, 8, 8), 0.25)) == pytest.approx(0.25)
+    dark, light = (trainer.generate(torch.full((2, 3, 8, 8), value)) for value in (0.3, 0.6))
+    trainer._measure = lambda frames: 0.3
+    assert torch.allclose(trainer.generate(torch.full((2, 3, 8, 8), 0.3)), dark, atol=1e-5)
+    assert not torch.allclose(trainer.generate(torch.full((2, 3, 8, 8), 0.6)), light, atol=1e-3)
+
+
+def test_recomputed_activations_give_the_same_gradients(tmp_path: Path) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        trainer = excited(recipe(crops(tmp_path / str(checkpointing)), tmp_path, checkpointing=checkpointing))
+        frames, rng = torch.linspace(0, 1, 576).view(3, 3, 8, 8), torch.Generator().manual_seed(0)
+        losses, _, _ = trainer.losses(frames, upscale_bicubic(frames), rng)
+        parameters = [parameter for parameter in trainer.generator.parameters() if parameter.requires_grad]
+        gradients.append(torch.autograd.grad(losses["mse"] + losses["distillation"], parameters))
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-3, atol=1e-6)
+
+
+NARROW = replace(
+    FULL,
+    unet={**TINY.unet, "block_out_channels": (96,) * 4, "attention_head_dim": 8, "norm_num_groups": 8},
+    vae={**TINY.vae, "block_out_channels": (96,) * 4, "norm_num_groups": 8},
+)
+"""Stable Diffusion's classes with as few channels as the released rule for the shift's sizes allows."""
+
+
+def test_the_full_size_command_adapts_a_base_folder_and_exports_the_authors_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    write_base_folder(base, NARROW)
+    clips = tmp_path / "clips"
+    crops(clips)
+    judge = ClipIQA(layers=(1, 1), width=16, outputs=64, text_width=64, text_layers=1, vocabulary=6)
+    monkeypatch.setattr("vsvsr.training.recipes.ultra.load_clip_iqa", lambda path: judge.eval().requires_grad_(False))
+    command = ["ultra", str(clips), str(clips), str(tmp_path / "run"), "--base", str(base), "--clip-iqa", str(base)]
+    command += ["--prompt", "a b", "--negative", "b", "--bf16", "--checkpointing", "--learning-rate", "1e-3"]
+    command += ["--frames", "2", "--crop", "8", "--discriminator-width", "4", "--validation-crops", "1", "--steps"]
+    assert main([*command, "2"]) == 0
+    with (tmp_path / "run/log.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert all(np.isfinite(float(row[name])) for name in ("mse", "distillation", "gan", "fake", "real", "psnr"))
+    exported = tmp_path / "run/last.safetensors"
+    network = load(exported, base).network
+    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["recipe"]["generator"]["module"]
+    layer = "unet.mid_block.attentions.0.proj_in"
+    merged = state[f"{layer}.base_layer.weight"] + 2 * state[f"{layer}.lora_B.weight"] @ state[f"{layer}.lora_A.weight"]
+    assert state[f"{layer}.lora_B.weight"].any()
+    assert torch.allclose(network.get_parameter(f"{layer}.weight"), merged, atol=1e-6)
+    for name in ("decoder_up_rts.2.RTSConv.conv3.weight", "unet_down_rts.0.RTSAtten.project_out.weight"):
+        assert state[name].any()
+        assert torch.equal(network.get_parameter(name), state[name])
+    command_line = read_metadata(exported)["command"]
+    assert "--base" in command_line
+    assert "--bf16" in command_line
+    assert main(["ultra", str(clips), str(clips), str(tmp_path / "x"), "--crop", "8", "--clip-iqa", str(base)]) == 1
+
+
 def test_training_changes_adapters_first_convolution_and_temporal_shift_alone(trained: Trained) -> None:
     trainer, before, _, _ = trained
     changed = {name for name, value in trainer.generator.state_dict().items() if not torch.equal(value, before[name])}
@@ -810,7 +988,7 @@ def test_the_finished_generator_gives_the_pictures_of_the_trained_one(trained: T
     finished = trainer.finished()
     assert not any(isinstance(module, LoRA) for module in finished.modules())
     with torch.inference_mode():
-        pictures = trainer.generate(frames)[1]
+        pictures = trainer.generate(frames)
         network = continued(Upscaler(finished, degradation=0.8, prompt=PROMPT))
         restored = network.run(as_read(frames), range(3), 0)
         result = torch.cat([frame.result.picture for frame in restored])

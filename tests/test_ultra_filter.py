@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import vapoursynth as vs
+from safetensors.torch import save_file
 
 from tests.pixels import planes, play, same
 from tests.ultra_files import released_state
-from vsvsr.models.ultra import TINY, build, checkpoints, clip_iqa, save
-from vsvsr.models.ultra.base import tokenise
+from vsvsr.models.ultra import TINY, Upscaler, build, checkpoints, clip_iqa, save
+from vsvsr.models.ultra.base import encode_prompt, tokenise
 
 Ultra = Callable[..., vs.VideoNode]
 
@@ -74,6 +75,109 @@ def test_the_measured_degradation_holds_for_the_clip_whatever_is_asked_for_first
     measured = partial(compact, clip, clip_iqa_path=__file__, base_path=str(base_folder))
     assert same(play(measured(), in_flight=4), wanted)
     assert same(play(measured(), [10, 3]), wanted)
+
+
+@pytest.fixture
+def authors(checkpoint: Path, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ultra:
+    """The authors' layout on a tiny base folder, with values that stay finite over many frames, and an empty cache."""
+    state = torch.load(checkpoint, weights_only=True)
+    for part in ("state_dict_unet", "state_dict_vae"):
+        state[part] = {name: 0.1 * value for name, value in state[part].items()}
+    checkpoint = tmp_path / "calm.pkl"
+    torch.save(state, checkpoint)
+    monkeypatch.setattr(checkpoints, "load_released", partial(checkpoints.load_released, config=TINY))
+    monkeypatch.setenv("VSVSR_WEIGHTS_DIR", str(tmp_path / "cache"))
+    return partial(vs.core.vsvsr.Ultra, model_path=str(checkpoint), base_path=str(base_folder), device_index=-1)
+
+
+def test_prompts_of_scenes_hold_from_their_frame_on_however_frames_are_asked_for(
+    small: vs.VideoNode, authors: Ultra, base_folder: Path, tmp_path: Path
+) -> None:
+    clip, listed = small[:12], tmp_path / "prompts.txt"
+    listed.write_text("6: a b\n\n0: b\n")
+    # A scene change keeps the sections apart, so that each is a clip with one prompt.
+    cut = clip[:6] + clip[6].std.SetFrameProps(_SceneChangePrev=1) + clip[7:]
+    whole = play(authors(cut, prompt=str(listed), length=12))
+    one, two = play(authors(cut, prompt="b", length=12)), play(authors(cut, prompt="a b", length=12))
+    assert same({n: whole[n] for n in range(6)}, {n: one[n] for n in range(6)})
+    assert same({n: whole[n] for n in range(6, 12)}, {n: two[n] for n in range(6, 12)})
+    assert whole[6] != one[6]
+    assert np.isfinite(picture(authors(clip, prompt="b"), 11)).all()
+    # Without a cut the sections are seen across their border, and still by the clip's numbers alone.
+    bare = play(authors(clip, prompt=str(listed), length=12))
+    assert same(play(authors(clip, prompt=str(listed), length=5)), bare)
+    assert same(play(authors(clip, prompt=str(listed), length=5), [9, 2, 7]), bare)
+    embeds = tmp_path / "prompts.safetensors"
+    texts = {str(frame): encode_prompt(base_folder, text)[0] for frame, text in ((0, "b"), (6, "a b"))}
+    save_file(texts, embeds)
+    assert same(play(authors(clip, prompt_embeds=str(embeds), length=5)), bare)
+
+
+@pytest.mark.parametrize("text", ["", "a street", "0: a\n0: b", "x: a", "-1: a", "99999999999: a", "\udcff"])
+def test_a_file_of_prompts_that_cannot_be_read_is_refused_in_one_line(
+    small: vs.VideoNode, authors: Ultra, tmp_path: Path, text: str
+) -> None:
+    listed = tmp_path / "prompts.txt"
+    listed.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(vs.Error) as caught:
+        authors(small, prompt=str(listed))
+    allowed = "a text, or a UTF-8 file of lines `frame: text`"
+    assert str(caught.value) == f"Ultra: prompt={str(listed)!r} is not possible; allowed: {allowed}"
+
+
+def test_embeddings_of_another_width_or_name_are_refused_in_one_line(
+    small: vs.VideoNode, authors: Ultra, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.safetensors"
+    for tensors in ({"0": torch.zeros(77, 8)}, {"first": torch.zeros(77, 16)}, {"0": torch.zeros(1, 77, 16)}, {}):
+        save_file(tensors, path)
+        with pytest.raises(vs.Error, match=r"^Ultra: prompt_embeds=.* is not possible; allowed: [^\n]*$"):
+            authors(small, prompt_embeds=str(path))
+    with pytest.raises(vs.Error, match="allowed: either prompt or prompt_embeds, not both"):
+        authors(small, prompt_embeds=str(path), prompt="a")
+
+
+def test_degradation_is_measured_by_default_once_clip_was_added(
+    small: vs.VideoNode,
+    authors: Ultra,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clip = small[:2]
+    with caplog.at_level("INFO", logger="vsvsr.filters.ultra"):
+        assumed = play(authors(clip))
+    assert caplog.messages == ["degradation is 0.5; it is measured once CLIP RN50 was added: vsvsr weights add FILE"]
+    assert same(assumed, play(authors(clip, degradation=0.5)))
+    torch.manual_seed(0)
+    judge = clip_iqa.ClipIQA(layers=(1, 1), width=16, outputs=64, text_width=64, text_layers=1, vocabulary=6).eval()
+    monkeypatch.setattr(clip_iqa, "load_clip_iqa", lambda path: judge.requires_grad_(False))
+    monkeypatch.setattr(clip_iqa, "measure_degradation", lambda judge, tokens, frames: 0.8)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/CLIP-RN50.safetensors").touch()
+    assert same(play(authors(clip)), play(authors(clip, degradation=0.8)))
+    assert play(authors(clip))[0] != assumed[0]
+
+
+def test_memory_that_runs_out_at_construction_makes_the_tiles_smaller(
+    compact: Ultra, bikes: vs.VideoNode, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+    rehearse = Upscaler.dry_run
+
+    def short(self: Upscaler, width: int, height: int) -> None:
+        tried.append((self.tile, self.budget))
+        rehearse(self, width, height)
+        if self.tile != (16, 16):
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Upscaler, "dry_run", short)
+    monkeypatch.setattr("vsvsr.engine.memory.rehearse", lambda device, dry_run: dry_run())
+    output = compact(bikes[:3], tile=[64, 32])
+    # Latents have half the sides of the source; what waits goes to host memory in the rehearsal.
+    assert tried == [((16, 32), 0), ((16, 16), 0)]
+    assert "the device's memory is too small for tile=" in caplog.text
+    assert same(play(output), play(partial(compact, tile=[32, 32])(bikes[:3])))
 
 
 def test_full_context_gives_the_same_pixels_whatever_the_length_of_chunks(small: vs.VideoNode, compact: Ultra) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from vsvsr.models.ultra import TINY, UltraVSR, build
+from vsvsr.models.ultra import TINY, UltraConfig, UltraVSR, build
 from vsvsr.models.ultra.lora import factor_shapes, unet_targets, vae_targets
 
 
@@ -44,10 +44,10 @@ def released_state(network: UltraVSR, rank: int = 4) -> dict[str, Any]:
     return state
 
 
-def write_base_folder(folder: Path) -> None:
+def write_base_folder(folder: Path, config: UltraConfig = TINY) -> None:
     """A folder laid out as Stable Diffusion 2.1-base."""
     torch.manual_seed(1)
-    network = build(TINY)
+    network = build(config)
     network.unet.save_pretrained(folder / "unet")
     network.vae.save_pretrained(folder / "vae")
     (folder / "scheduler").mkdir()

@@ -183,6 +183,7 @@ def Ultra(
     scene_change: bool | None = None,
     base_path: "str | PathLike[str] | None" = None,
     prompt: str | None = None,
+    prompt_embeds: "str | PathLike[str] | None" = None,
     degradation: float | None = None,
     clip_iqa_path: "str | PathLike[str] | None" = None,
     colour: Literal["wavelet", "adain", "none"] | None = None,
@@ -208,9 +209,12 @@ def Ultra(
             default True.
         base_path: Stable Diffusion 2.1-base in the layout of diffusers, which the authors' file needs; an existing
             folder; default what ``vsvsr weights add FOLDER`` has brought.
-        prompt: what the clip shows; default empty.
+        prompt: what the clip shows; or a text file of lines ``frame: text``, each of which holds from that frame on;
+            default empty.
+        prompt_embeds: instead of ``prompt``, text embeddings as safetensors: tensors (tokens, width), each named by the
+            frame from which on it holds; an existing file.
         degradation: how clean the clip is, from 0 (ruined) to 1 (clean): how little is invented; 0 to 1; default the
-            weights' own, 0.5 for the authors'.
+            weights' own; for the authors' measured on five frames of the clip if CLIP RN50 was added, else 0.5.
         clip_iqa_path: instead of ``degradation``, OpenAI's CLIP RN50 as safetensors, which measures it on five frames
             of the clip; an existing file.
         colour: how the result gets the colours of the source; wavelet or adain or none; default wavelet.

@@ -51,8 +51,8 @@ class ContinuedModel[R: Result](Protocol):
         """Frames before the first wanted one that must not be skipped."""
         ...
 
-    def restoration(self, skip: int) -> Restoration[R]:
-        """Begin a stretch; for its first ``skip`` frames nothing comes out."""
+    def restoration(self, skip: int, first: int) -> Restoration[R]:
+        """Begin a stretch at frame ``first`` of the clip; for its first ``skip`` frames nothing comes out."""
         ...
 
     def render(self, result: R, planes: Sequence[Tensor]) -> None:
@@ -145,7 +145,7 @@ class ContinuedNetwork[R: Result]:
         stream = self._resume(emit, len(pictures), first)
         if stream is None:
             skip = max(emit.start - self.model.lead, 0)
-            stream = _Stream(self.model.restoration(skip), first, skip)
+            stream = _Stream(self.model.restoration(skip, first), first, skip)
         self._stream = None
         while stream.delivered < emit.stop:
             result = stream.advance(pictures)

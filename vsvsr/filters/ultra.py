@@ -1,5 +1,6 @@
 """Ultra: UltraVSR, one diffusion step of Stable Diffusion with temporal shift."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "UltraVSR"
 BASE = "stable-diffusion-2-1-base"
 JUDGE = "CLIP-RN50"
+_LONGEST = 1 << 20
+"""Bytes of a file of prompts."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +70,29 @@ class UltraSettings(ChunkedSettings):
             otherwise="what `vsvsr weights add FOLDER` has brought",
         ),
     ] = ""
-    prompt: Annotated[str, Argument("what the clip shows", otherwise="empty")] = ""
+    prompt: Annotated[
+        str,
+        Argument(
+            "what the clip shows; or a text file of lines `frame: text`, each of which holds from that frame on",
+            otherwise="empty",
+        ),
+    ] = ""
+    prompt_embeds: Annotated[
+        str,
+        Argument(
+            "instead of `prompt`, text embeddings as safetensors: tensors (tokens, width), each named by the frame "
+            "from which on it holds",
+            path="file",
+        ),
+    ] = ""
     degradation: Annotated[
         float | None,
         Argument(
             "how clean the clip is, from 0 (ruined) to 1 (clean): how little is invented",
             at_least=0,
             at_most=1,
-            otherwise="the weights' own, 0.5 for the authors'",
+            otherwise="the weights' own; for the authors' measured on five frames of the clip if CLIP RN50 was added, "
+            "else 0.5",
         ),
     ] = None
     clip_iqa_path: Annotated[
@@ -92,17 +111,20 @@ class UltraSettings(ChunkedSettings):
         super().__post_init__()
         single = self.degradation is None or not self.clip_iqa_path
         check(single, "clip_iqa_path", self.clip_iqa_path, "either degradation or clip_iqa_path, not both")
+        single = not (self.prompt and self.prompt_embeds)
+        check(single, "prompt_embeds", self.prompt_embeds, "either prompt or prompt_embeds, not both")
 
 
 def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     """Load the network and make its streaming session."""
+    from collections.abc import Sequence
     from functools import partial
 
     import torch
 
     from vsvsr.engine.continued import ContinuedNetwork
     from vsvsr.engine.device import choose_device, compute_type
-    from vsvsr.engine.memory import feature_budget
+    from vsvsr.engine.memory import feature_budget, fit_tiles, rehearse
     from vsvsr.engine.planes import read
     from vsvsr.filters.session import FilterSession
     from vsvsr.models.ultra import Restored, Upscaler
@@ -112,22 +134,29 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
-    loaded, prompt = _load(settings)
+    loaded, prompts, judge_path = _load(settings)
     network = loaded.place(device, dtype)
-    budget = feature_budget(settings.feature_cache, device)
 
-    def upscaler(degradation: float) -> Upscaler:
+    def upscaler(degradation: float, tile: Sequence[int], budget: int | None) -> Upscaler:
         return Upscaler(
             network,
             degradation=degradation,
-            prompt=prompt,
+            prompt=prompts[0],
+            later=prompts,
             colour=cast("ColourFix", settings.colour),
             # Latents have half the sides of the source.
-            tile=(settings.tile[1] // 16 * 8, settings.tile[0] // 16 * 8),
+            tile=(tile[1] // 16 * 8, tile[0] // 16 * 8),
             overlap=settings.tile_pad,
             budget=budget,
         )
 
+    def rehearsed(tile: Sequence[int]) -> Sequence[int]:
+        trial = upscaler(network.degradation, tile, 0)
+        rehearse(device, partial(trial.dry_run, clip.width, clip.height))
+        return tile
+
+    tile = fit_tiles(settings.tile, clip.width, clip.height, rehearsed, smallest=SMALLEST_TILE)
+    budget = feature_budget(settings.feature_cache, device)
     segments = Segments(length=settings.length, warmup=settings.overlap)
     model = ContinuedNetwork[Restored](device, dtype)
     session = ChunkedSession(
@@ -138,18 +167,19 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
         budget=settings.state_cache * 1_000_000,
         scene_change=settings.scene_change,
     )
-    if not settings.clip_iqa_path:
+    if judge_path is None:
         degradation = network.degradation if settings.degradation is None else settings.degradation
-        model.model = upscaler(degradation)
+        model.model = upscaler(degradation, tile, budget)
         return FilterSession(session, device, loaded.scale, segments)
 
     tokens = tokenise(_base(settings), [text for pair in PAIRS for text in pair]).to(device)
-    judge = load_clip_iqa(Path(settings.clip_iqa_path)).to(device)
+    judge = load_clip_iqa(judge_path).to(device)
 
     def prepare(samples: "list[Frame]") -> None:
         if not samples:
             raise UserError("no frame could be read to measure the degradation; give degradation instead")
-        model.model = upscaler(measure_degradation(judge, tokens, [frame.pixels[0] for frame in samples]))
+        degradation = measure_degradation(judge, tokens, [frame.pixels[0] for frame in samples])
+        model.model = upscaler(degradation, tile, budget)
 
     sampled = SampledSession(
         session,
@@ -160,8 +190,8 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     return FilterSession(sampled, device, loaded.scale, segments)
 
 
-def _load(settings: UltraSettings) -> "tuple[Loaded[UltraVSR], Tensor]":
-    """The network and the text embedding of the prompt, in fp32 on the CPU."""
+def _load(settings: UltraSettings) -> "tuple[Loaded[UltraVSR], dict[int, Tensor], Path | None]":
+    """The network, text embeddings by the first frame that each holds for, both in fp32 on the CPU, and CLIP's file."""
     import torch
 
     from vsvsr.filters.weights import find_weights
@@ -170,12 +200,78 @@ def _load(settings: UltraSettings) -> "tuple[Loaded[UltraVSR], Tensor]":
     from vsvsr.models.ultra.checkpoints import needs_base
 
     path = find_weights("Ultra", settings, DEFAULT_MODEL)
-    if not needs_base(path):
+    if needs_base(path):
+        base = _base(settings)
+        loaded = load(path, base)
+        judge = _judge(settings, measured=True)
+    else:
         check(not settings.prompt, "prompt", settings.prompt, "none with these weights, which know no text")
         loaded = load(path)
-        return loaded, torch.zeros(1, 77, loaded.network.unet.config.cross_attention_dim)
-    base = _base(settings)
-    return load(path, base), encode_prompt(base, settings.prompt)
+        judge = _judge(settings, measured=False)
+    width = loaded.network.unet.config.cross_attention_dim
+    if settings.prompt_embeds:
+        prompts = _embeddings(settings.prompt_embeds, width)
+        return loaded, {0: torch.zeros(1, 77, width), **prompts}, judge
+    if not needs_base(path):
+        return loaded, {0: torch.zeros(1, 77, width)}, judge
+    texts = {0: "", **_prompts(settings.prompt)}
+    return loaded, {frame: encode_prompt(base, text) for frame, text in texts.items()}, judge
+
+
+def _judge(settings: UltraSettings, *, measured: bool) -> Path | None:
+    """The file of the network that measures the degradation, if it is to be measured."""
+    from vsvsr import weights
+
+    if settings.clip_iqa_path:
+        return Path(settings.clip_iqa_path)
+    if settings.degradation is not None or not measured:
+        return None
+    if any(row.name == JUDGE and weights.present(row) for row in weights.MANIFEST):
+        return weights.verify(JUDGE)
+    _log.info("degradation is 0.5; it is measured once CLIP RN50 was added: vsvsr weights add FILE")
+    return None
+
+
+def _prompts(prompt: str) -> dict[int, str]:
+    """Texts by the first frame that each holds for: one text, or those of a file of lines ``frame: text``."""
+    try:
+        listed = Path(prompt).is_file()
+    except (OSError, ValueError):  # too long for a name
+        listed = False
+    if not listed:
+        return {0: prompt}
+    allowed = "a text, or a UTF-8 file of lines `frame: text`"
+    try:
+        lines = Path(prompt).read_text("utf-8").splitlines() if Path(prompt).stat().st_size < _LONGEST else [""]
+    except (OSError, UnicodeDecodeError):
+        lines = [""]
+    parts = [line.partition(":") for line in lines if line.strip()]
+    numbers = [_frame(number) for number, _, _ in parts]
+    fine = bool(parts) and all(colon for _, colon, _ in parts) and None not in numbers
+    check(fine and len(set(numbers)) == len(numbers), "prompt", prompt, allowed)
+    return {number: text.strip() for number, (_, _, text) in zip(numbers, parts, strict=True) if number is not None}
+
+
+def _embeddings(path: str, width: int) -> "dict[int, Tensor]":
+    """Text embeddings ``(1, tokens, width)`` of a file, by the first frame that each holds for."""
+    from vsvsr import weights
+
+    found: dict[int, Tensor] = {}
+    tensors = weights.read_tensors(Path(path))[0]
+    for name, tensor in tensors.items():
+        number, shape = _frame(name), tuple(tensor.shape)
+        fine = number is not None and len(shape) == 2 and shape[0] > 0 and shape[1] == width
+        allowed = f"tensors of shape (tokens, {width}), each named by a frame's number"
+        check(fine and tensor.is_floating_point(), "prompt_embeds", f"{path}: {name} {shape}", allowed)
+        found[number or 0] = tensor.float()[None]
+    check(bool(found), "prompt_embeds", path, "a file with at least one tensor")
+    return found
+
+
+def _frame(text: str) -> int | None:
+    """A frame's number, or None where a text is none."""
+    digits = text.strip()
+    return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else None
 
 
 def _base(settings: UltraSettings) -> Path:

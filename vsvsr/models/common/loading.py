@@ -138,9 +138,13 @@ def build[Network: nn.Module](
 
 def save_tensors(network: nn.Module, path: Path, metadata: dict[str, str]) -> None:
     """Write the state dict and ``metadata`` to ``path`` as safetensors, in one move."""
+    write_tensors(network.state_dict(), path, metadata)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write tensors and ``metadata`` to ``path`` as safetensors, in one move."""
     partial = path.with_name(path.name + ".partial")
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(tensors, partial, metadata)
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
     partial.replace(path)
 
 

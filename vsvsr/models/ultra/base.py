@@ -111,7 +111,7 @@ def encode_prompt(folder: Path, prompt: str, *, extra: list[str] | None = None) 
     tokens = tokenise(folder, [prompt])
     if int(tokens.max()) >= len(tower.get_parameter("embeddings.token_embedding.weight")):
         raise UserError(f"{folder}: its tokenizer belongs to another text encoder; {_SOURCE}")
-    with torch.inference_mode():
+    with torch.no_grad():  # training may use the result
         return tower(tokens)[0]  # type: ignore[no-any-return]
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError, shown
-from vsvsr.models.common.loading import Loaded, build, parse, read_settings, save_tensors
+from vsvsr.models.common.loading import Loaded, build, parse, read_settings, save_tensors, write_tensors
 from vsvsr.models.ultra.base import UNetSettings, VAESettings, load_base, require
-from vsvsr.models.ultra.lora import Layer, factor_shapes, merge
+from vsvsr.models.ultra.lora import Layer, adapters, factor_shapes, merge
 from vsvsr.models.ultra.network import FULL, SCALE, UltraConfig, UltraVSR
 from vsvsr.models.ultra.network import build as build_ultra
 from vsvsr.weights import read_checkpoint, read_metadata, read_tensors, state_dict
@@ -130,6 +130,41 @@ def released_tensors(
     return tensors, {_RELEASED: json.dumps({name: state[name] for name in state if name not in _STATES})}, unknown
 
 
+def save_released(network: UltraVSR, path: Path, metadata: dict[str, str]) -> None:
+    """Write what training changed, in the released layout as safetensors, in one move.
+
+    Args:
+        network: with adapters in UNet and encoder.
+        path: of a ``.safetensors`` file, which `load` reads with the same base model.
+        metadata: recipe, data, numbers.
+    """
+    own = adapters(network.unet, vae=False), adapters(network.vae, vae=True)
+    described: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for modules, (rank, adapter) in _MODULES.items():
+        vae = rank == "rank_vae"
+        layers = own[vae][adapter]
+        described[modules] = list(layers)
+        for name, layer in layers.items():
+            described[rank] = len(layer.lora_A.weight)
+            for letter, factor in (("A", layer.lora_A), ("B", layer.lora_B)):
+                tensors[f"{_STATES[vae]}.{name}.lora_{letter}.{adapter}.weight"] = factor.weight
+    for name, parameter in network.unet.conv_in.base_layer.named_parameters():
+        tensors[f"{_STATES[0]}.conv_in.base_layer.{name}"] = parameter
+    for state, prefix, rts in _rts_places(network):
+        tensors |= {f"{state}.{prefix}.{name}": parameter for name, parameter in rts.named_parameters()}
+    write_tensors(tensors, path, {**metadata, _RELEASED: json.dumps(described)})
+
+
+def _rts_places(network: UltraVSR) -> list[tuple[str, str, nn.ModuleList]]:
+    """State dict, prefix and modules of the temporal shift in the released layout."""
+    return [
+        (_STATES[0], "video_down_RTS_blocks", network.unet_down_rts),
+        (_STATES[0], "video_up_RTS_blocks", network.unet_up_rts),
+        (_STATES[1], "decoder.video_up_RTS_blocks", network.decoder_up_rts),
+    ]
+
+
 def apply_checkpoint(network: UltraVSR, state: dict[str, Any]) -> list[str]:
     """Load temporal shift modules and merge adapters from the released layout into ``network``.
 
@@ -152,11 +187,8 @@ def apply_checkpoint(network: UltraVSR, state: dict[str, Any]) -> list[str]:
         entries, part = (vae, network.vae) if rank == "rank_vae" else (unet, network.unet)
         for module in _entry(state, modules):
             _merge_adapter(part, module, adapter, _entry(state, rank), entries)
-    for entries, rts, prefix in (
-        (unet, network.unet_down_rts, "video_down_RTS_blocks"),
-        (unet, network.unet_up_rts, "video_up_RTS_blocks"),
-        (vae, network.decoder_up_rts, "decoder.video_up_RTS_blocks"),
-    ):
+    for place, prefix, rts in _rts_places(network):
+        entries = unet if place == _STATES[0] else vae
         for name, parameter in rts.named_parameters():
             parameter.data.copy_(entries.pop(f"{prefix}.{name}", tuple(parameter.shape)))
     return [*unet.rest(), *vae.rest()]

@@ -41,6 +41,16 @@ def _targets(network: nn.Module, prefixes: tuple[str, ...]) -> list[str]:
     ]
 
 
+def adapters(network: nn.Module, *, vae: bool) -> dict[str, dict[str, "LoRA"]]:
+    """The adapters in a network after `add_adapters`, by the name of the adapter and of the layer."""
+    places = _VAE_ADAPTERS if vae else _UNET_ADAPTERS
+    found = {name: module for name, module in network.named_modules() if isinstance(module, LoRA)}
+    return {
+        adapter: {name: module for name, module in found.items() if name.startswith(prefixes)}
+        for adapter, prefixes in places.items()
+    }
+
+
 def factor_shapes(layer: Layer, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of A and B: ``(r, in), (out, r)``, for a convolution ``(r, in, k, k), (out, r, 1, 1)``."""
     if isinstance(layer, nn.Conv2d):

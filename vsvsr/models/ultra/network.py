@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vsvsr.errors import UserError
 from vsvsr.models.ultra.rts import RTSForm, RTSModule, TemporalUnit
@@ -145,7 +146,7 @@ class UltraVSR(nn.Module):
 
         Args:
             timestep: 0 to 999.
-            prompt: text embedding of the clip, ``(1, tokens, width)``.
+            prompt: text embedding of the clip, ``(1, tokens, width)``; frames whose `Skips` have one follow that.
         """
         unet = self.unet
         time = unet.time_embedding(unet.get_time_embed(prompt, timestep))
@@ -153,10 +154,11 @@ class UltraVSR(nn.Module):
         def conditions(x: Tensor) -> dict[str, Tensor]:
             return {"temb": time.expand(len(x), -1)}
 
-        def cross_attention(block: Any, x: Tensor) -> dict[str, Tensor]:
+        def cross_attention(block: Any, x: Tensor, skips: Skips) -> dict[str, Tensor]:
             known = conditions(x)
             if getattr(block, "has_cross_attention", False):
-                known["encoder_hidden_states"] = prompt.expand(len(x), -1, -1)
+                text = prompt if skips.prompt is None else skips.prompt
+                known["encoder_hidden_states"] = text.expand(len(x), -1, -1)
             return known
 
         def enter(x: Tensor, skips: Skips) -> Tensor:
@@ -166,7 +168,7 @@ class UltraVSR(nn.Module):
 
         def down(block: Any) -> FrameStep:
             def step(x: Tensor, skips: Skips) -> Tensor:
-                x, outputs = block(hidden_states=x, **cross_attention(block, x))
+                x, outputs = block(hidden_states=x, **cross_attention(block, x, skips))
                 for output in outputs:
                     skips.push(output)
                 return x
@@ -174,15 +176,16 @@ class UltraVSR(nn.Module):
             return step
 
         def middle(x: Tensor, skips: Skips) -> Tensor:
-            return unet.mid_block(x, **cross_attention(unet.mid_block, x))  # type: ignore[no-any-return]
+            return unet.mid_block(x, **cross_attention(unet.mid_block, x, skips))  # type: ignore[no-any-return]
 
         def up(block: Any) -> FrameStep:
             def step(x: Tensor, skips: Skips) -> Tensor:
                 carried = tuple(reversed([skips.pop() for _ in block.resnets]))
                 # Sides that are no multiples of 8 were rounded up on the way down.
                 size = skips.top_size() if block.upsamplers is not None else None
+                known = cross_attention(block, x, skips)
                 return block(  # type: ignore[no-any-return]
-                    hidden_states=x, res_hidden_states_tuple=carried, upsample_size=size, **cross_attention(block, x)
+                    hidden_states=x, res_hidden_states_tuple=carried, upsample_size=size, **known
                 )
 
             return step
@@ -207,7 +210,7 @@ class UltraVSR(nn.Module):
             return decoder.mid_block(decoder.conv_in(x))  # type: ignore[no-any-return]
 
         def up(block: Any) -> FrameStep:
-            return lambda x, skips: block(x)
+            return lambda x, skips: self._decode(block, x)
 
         def leave(x: Tensor, skips: Skips) -> Tensor:
             return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))  # type: ignore[no-any-return]
@@ -216,6 +219,19 @@ class UltraVSR(nn.Module):
         for block, rts in zip(decoder.up_blocks, self._units(self.decoder_up_rts), strict=True):
             steps += [*rts, up(block)]
         return [*steps, leave]
+
+    def _decode(self, block: Any, x: Tensor) -> Tensor:
+        if self.vae.encoder.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return block(x)  # type: ignore[no-any-return]
+
+    def enable_checkpointing(self) -> None:
+        """Training recomputes activations in the backward pass instead of keeping them."""
+        self.unet.enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()
+        for module in self.modules():
+            if isinstance(module, TemporalUnit):
+                module.checkpointing = True
 
     @staticmethod
     def _units(modules: nn.ModuleList) -> list[tuple[TemporalUnit, TemporalUnit]]:

@@ -12,15 +12,23 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 RTSForm = Literal["released", "paper"]
-"""``released`` drops the unshifted term in both units, as the published weights expect; ``paper`` keeps it."""
+"""``released`` is the code of the published weights, ``paper`` what eq. 5 to 7 print.
+
+The paper keeps the unshifted term in both units, has a ReLU for the SiLU, and attends among the pixels of a frame
+(times ``1 / sqrt(r)`` for heads of ``r`` channels) where the code attends among channels, at a learnt temperature.
+"""
 
 HEADS = 8
 
 
 class TemporalUnit(nn.Module, ABC):
     """A residual unit over frames ``(t, c, h, w)`` of one clip that reaches one frame to each side."""
+
+    checkpointing = False
+    """Whether training recomputes activations in the backward pass instead of keeping them."""
 
     def __init__(self, form: RTSForm) -> None:
         super().__init__()
@@ -38,6 +46,11 @@ class TemporalUnit(nn.Module, ABC):
         """
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._mix, x, use_reentrant=False)
+        return self._mix(x)
+
+    def _mix(self, x: Tensor) -> Tensor:
         current = self.reduce(x)
         end = torch.zeros_like(current[:1])
         return self.combine(x, torch.cat((end, current[:-1])), current, torch.cat((current[1:], end)))
@@ -53,7 +66,8 @@ class RTSConv(TemporalUnit):
     def __init__(self, channels: int, reduced: int, form: RTSForm) -> None:
         super().__init__(form)
         self.conv1 = nn.Conv2d(channels, reduced, 1, bias=False)
-        self.conv_blocks = nn.Sequential(nn.Conv2d(reduced, reduced, 3, padding=1), nn.SiLU())
+        activation = nn.SiLU() if form == "released" else nn.ReLU()
+        self.conv_blocks = nn.Sequential(nn.Conv2d(reduced, reduced, 3, padding=1), activation)
         self.conv3 = nn.Conv2d(reduced, channels, 1, bias=False)
         nn.init.zeros_(self.conv3.weight)
 
@@ -75,12 +89,16 @@ class RTSAttention(TemporalUnit):
     """``x + project_out(sum_j softmax(temperature * q_t k_{t+j}^T) v_{t+j})`` with attention among channels.
 
     ``q`` and ``k`` are L2-normalised along the pixels of a frame, so that a head of ``c`` channels needs a ``c x c``
-    matrix (as in Restormer). ``j`` runs over -1 and +1, and over 0 too in the paper's form.
+    matrix (as in Restormer). ``j`` runs over -1 and +1.
+
+    In the paper's form it is ``softmax(q_t k_{t+j}^T / sqrt(r)) v_{t+j}`` among the pixels, and ``j`` 0 as well: for
+    ``h w`` pixels the weights of a head are ``(h w)^2``, so it is for small planes.
     """
 
     def __init__(self, channels: int, reduced: int, form: RTSForm) -> None:
         super().__init__(form)
-        self.temperature = nn.Parameter(torch.ones(HEADS, 1, 1))
+        if form == "released":
+            self.temperature = nn.Parameter(torch.ones(HEADS, 1, 1))
         self.qkv = nn.Conv2d(channels, reduced, 1, bias=False)
         self.qkv_dwconv = nn.Conv2d(reduced, reduced, 3, padding=1, groups=reduced)
         self.project_out = nn.Conv2d(reduced // 3, channels, 1, bias=False)
@@ -100,6 +118,10 @@ class RTSAttention(TemporalUnit):
         """Attention of ``(t, r / 3, h, w)`` on the keys and values of ``(t, r, h, w)``."""
         _, key, value = other.chunk(3, dim=1)
         width = query.shape[-1]
+        if self.form == "paper":
+            q, k, v = (rearrange(x, "t (heads c) h w -> t heads (h w) c", heads=HEADS) for x in (query, key, value))
+            mixed = F.scaled_dot_product_attention(q, k, v)
+            return rearrange(mixed, "t heads (h w) c -> t (heads c) h w", w=width)
         q, k, v = (rearrange(x, "t (heads c) h w -> t heads c (h w)", heads=HEADS) for x in (query, key, value))
         # The squares of 57,600 pixels leave the range of fp16, and a flat channel needs the small eps.
         q, k = (F.normalize(tensor.float(), dim=-1, eps=1e-12) for tensor in (q, k))

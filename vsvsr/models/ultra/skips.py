@@ -6,9 +6,15 @@ from vsvsr.models.common.offload import Buffered, OffloadBuffer
 
 
 class Skips:
-    """Skip connections of some frames on their way from the down to the up path: a stack."""
+    """Skip connections of some frames on their way from the down to the up path: a stack.
 
-    def __init__(self, buffer: OffloadBuffer | None = None) -> None:
+    Args:
+        buffer: where they wait.
+        prompt: text embedding of these frames, where they have another than the clip.
+    """
+
+    def __init__(self, buffer: OffloadBuffer | None = None, prompt: Tensor | None = None) -> None:
+        self.prompt = prompt
         self._buffer = buffer or OffloadBuffer()
         self._stack: list[Buffered] = []
 

@@ -6,8 +6,9 @@ frame passes through the operations of a run over the whole clip, so the results
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 import torch.nn.functional as F
@@ -81,9 +82,14 @@ class Pipeline:
         self._buffer = buffer
         self._steps = [Window(step, buffer) if isinstance(step, TemporalUnit) else step for step in steps]
 
-    def push(self, x: Tensor) -> Tensor | None:
-        """Take a frame ``(1, c, h, w)``; gives the stage's output for an earlier one once there is one."""
-        return self._advance(0, x, Skips(self._buffer))
+    def push(self, x: Tensor, prompt: Tensor | None = None) -> Tensor | None:
+        """Take a frame ``(1, c, h, w)``; gives the stage's output for an earlier one once there is one.
+
+        Args:
+            x: the frame.
+            prompt: see `Skips`.
+        """
+        return self._advance(0, x, Skips(self._buffer, prompt))
 
     def finish(self) -> Iterator[Tensor]:
         """Outputs for the frames still inside; the pipeline is empty then."""
@@ -122,10 +128,10 @@ class TiledPipeline:
         self._factor = factor
         self._pipelines = [Pipeline(steps, buffer) for _ in range(len(tiles))]
 
-    def push(self, latents: Tensor) -> Tensor | None:
+    def push(self, latents: Tensor, prompt: Tensor | None = None) -> Tensor | None:
         """See :meth:`Pipeline.push`; latents ``(1, 4, h, w)``."""
         tiles = self._tiles.cut(latents)
-        outputs = [pipeline.push(tile) for pipeline, tile in zip(self._pipelines, tiles, strict=True)]
+        outputs = [pipeline.push(tile, prompt) for pipeline, tile in zip(self._pipelines, tiles, strict=True)]
         ready = [output for output in outputs if output is not None]
         return self._tiles.blend(ready, self._factor) if ready else None
 
@@ -160,6 +166,7 @@ class Upscaler:
         network: on its device, in the type it computes in.
         degradation: d of the clip, between 0 (ruined) and 1 (clean); one value for all frames.
         prompt: text embedding ``(1, tokens, width)``.
+        later: further embeddings, by the first of the clip's frames that they hold for.
         colour: how the result gets the colours of the input.
         tile: height and width of spatial tiles in latent pixels (8 output pixels), multiples of 8 of at least 16; 0 for
             the whole side.
@@ -187,6 +194,7 @@ class Upscaler:
         *,
         degradation: float,
         prompt: Tensor,
+        later: Mapping[int, Tensor] | None = None,
         colour: ColourFix = "wavelet",
         tile: tuple[int, int] = (96, 96),
         overlap: int = 16,
@@ -204,13 +212,36 @@ class Upscaler:
         self.budget = budget
         self.buffer = OffloadBuffer(budget)
         self.frames_seen = 0
+        placed = ((first, text.to(network.device, network.dtype)) for first, text in (later or {}).items())
+        self._later = sorted(placed, key=itemgetter(0))
         with torch.inference_mode():
             self._unet = network.unet_steps(timestep_of(self.degradation), prompt.to(network.device, network.dtype))
             self._decoder = network.decoder_steps()
 
-    def restoration(self, skip: int) -> "Restoration":
-        """Begin a stretch of one scene, of which the first ``skip`` frames are context that is not decoded."""
-        return Restoration(self, skip)
+    def restoration(self, skip: int, first: int = 0) -> "Restoration":
+        """Begin a stretch of one scene, of which the first ``skip`` frames are context that is not decoded.
+
+        Args:
+            skip: see above.
+            first: number of its first frame in the clip.
+        """
+        return Restoration(self, skip, first)
+
+    def prompt_of(self, frame: int) -> Tensor | None:
+        """The text embedding of a frame by its number in the clip; None for the clip's own."""
+        return next((text for first, text in reversed(self._later) if first <= frame), None)
+
+    def dry_run(self, width: int, height: int) -> None:
+        """Take one black frame through everything, so that memory that is too small shows at construction.
+
+        What waits between frames comes on top, and is bounded by the budget.
+        """
+        black = torch.zeros((3, height, width), device=self.network.device)
+        restoration = self.restoration(0)
+        restoration.push(black)
+        for restored in restoration.finish():
+            self.render(restored, black.new_empty((3, SCALE * height, SCALE * width)).unbind())
+        self.frames_seen = 0
 
     @torch.inference_mode()
     def render(self, restored: Restored, planes: Sequence[Tensor]) -> None:
@@ -259,11 +290,13 @@ class Restoration:
     Args:
         upscaler: network and settings.
         skip: frames at the start that are not decoded.
+        first: number of the stretch's first frame in the clip.
     """
 
-    def __init__(self, upscaler: Upscaler, skip: int) -> None:
+    def __init__(self, upscaler: Upscaler, skip: int, first: int = 0) -> None:
         self._upscaler = upscaler
         self._skip = skip
+        self._next = first
         self._stages: tuple[TiledPipeline, TiledPipeline] | None = None
         self._frames: deque[Tensor] = deque()
         self._latents: deque[Tensor] = deque()
@@ -278,7 +311,8 @@ class Restoration:
         self._frames.append(batch)
         self._latents.append(latents)
         self._upscaler.frames_seen += 1
-        noise = self._stages[0].push(latents)
+        noise = self._stages[0].push(latents, self._upscaler.prompt_of(self._next))
+        self._next += 1
         picture = None if noise is None else self._denoise(noise)
         return None if picture is None else self._restored(picture)
 

@@ -1,7 +1,8 @@
 """UltraVSR: a one-step generator trained with pixel, perceptual, temporal GAN and joint distillation losses.
 
-Trains the tiny configuration from nothing: autoencoder, denoiser, then the generator. What is finished lies in the run
-folder, and the same command carries on from there.
+With ``--base`` it adapts Stable Diffusion 2.1-base: low-rank adapters, first convolution and temporal shift are trained
+and exported in the authors' layout. Without, it trains the tiny configuration from nothing: autoencoder, denoiser, then
+the generator. What is finished lies in the run folder, and the same command carries on from there.
 """
 
 import copy
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,10 @@ from torch import Tensor, nn
 
 from vsvsr.errors import UserError
 from vsvsr.evaluation.metrics import psnr
-from vsvsr.models.ultra import TINY, UltraVSR, build, save
+from vsvsr.models.ultra import FULL, TINY, RTSForm, RTSModule, UltraVSR, build, save
+from vsvsr.models.ultra.base import encode_prompt, load_base, tokenise
+from vsvsr.models.ultra.checkpoints import save_released
+from vsvsr.models.ultra.clip_iqa import PAIRS, load_clip_iqa, measure_degradation, sample_indices
 from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, vae_targets
 from vsvsr.models.ultra.network import run_whole, upscale_bicubic
 from vsvsr.models.ultra.schedule import STEPS, alphas_cumprod, clamp_degradation, one_step, timestep_of
@@ -30,7 +34,10 @@ from vsvsr.training.settings import CropValidationSettings, Option
 
 _SCALE = 4
 _ALONE = Processes(torch.device("cpu"))
-"""The tiny configuration is trained by one process on the CPU."""
+"""The parts of the tiny configuration are trained by one process on the CPU."""
+_AVOIDED = "blurry, low quality, worst quality, lowres, dirty, messy, over-smooth, jpeg artifacts, watermark, cartoon"
+
+Variant = Literal["A", "B", "C", "D", "E"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,24 @@ class Settings(CropValidationSettings):
     learning_rate: float = 1e-3
     degradation: Annotated[float, Option("d of the training clips, 0 (ruined) to 1 (clean)")] = 0.8
     rank: Annotated[int, Option("of the adapters")] = 4
+    base: Annotated[
+        Path | None, Option("folder of Stable Diffusion 2.1-base to adapt; without, the tiny configuration is trained")
+    ] = None
+    prompt: Annotated[str, Option("what the clips show, with --base")] = ""
+    negative: Annotated[str, Option("what pictures shall not be, for guidance, with --base")] = _AVOIDED
+    clip_iqa: Annotated[
+        Path | None, Option("CLIP RN50, which measures d of each clip instead of --degradation; needs --base")
+    ] = None
+    variant: Annotated[
+        Variant,
+        Option(
+            "of the paper's ablation: A adapters at time step 999 with per-frame distillation, B with the degradation "
+            "factor, C with the shift's convolutions, D with its attention, E with joint distillation: all"
+        ),
+    ] = "E"
+    rts_form: Annotated[RTSForm, Option("of the temporal shift: as in the authors' code, or as printed")] = "released"
+    bf16: Annotated[bool, Option("mixed precision: networks in bfloat16; weights and losses in fp32")] = False
+    checkpointing: Annotated[bool, Option("recompute activations in the backward pass: less memory, more time")] = False
     mse: Annotated[float, Option("weight of the pixel loss")] = 1.0
     vgg: Annotated[Path | None, Option("torchvision's vgg19 file, for the perceptual loss; left out without")] = None
     perceptual: Annotated[float, Option("weight of the perceptual loss")] = 2.0
@@ -116,16 +141,22 @@ def predict_clean(noisy: Tensor, noise: Tensor, timestep: int) -> Tensor:
 def denoising_loss(network: UltraVSR, latents: Tensor, prompt: Tensor, rng: torch.Generator) -> Tensor:
     """Mean squared error of the noise estimate for one clip ``(t, 4, h, w)`` at a random time step."""
     timestep = int(torch.randint(0, STEPS, (), generator=rng))
-    noise = torch.randn(latents.shape, generator=rng)
+    noise = _noise(latents, rng)
     estimate = run_whole(network.unet_steps(timestep, prompt), add_noise(latents, noise, timestep))
-    return F.mse_loss(estimate, noise)
+    return F.mse_loss(estimate.float(), noise)
+
+
+def _noise(latents: Tensor, rng: torch.Generator) -> Tensor:
+    """Drawn on the CPU, so that it is the same everywhere, and moved to where ``latents`` are."""
+    return torch.randn(latents.shape, generator=rng).to(latents.device)
 
 
 class Ultra:
     """A generator against two temporally regularised UNets and a temporal discriminator, as a recipe.
 
     Trainable are the generator's adapters, first convolution and temporal shift modules; the real regulariser's
-    temporal shift modules; the fake one's adapters and temporal shift modules; the discriminator. One process.
+    temporal shift modules; the fake one's adapters and temporal shift modules; the discriminator. In the variants
+    before E the regularisers are without temporal shift, in those before C and D the generator is, too.
 
     Args:
         base: UNet and autoencoder that the generator starts from; becomes the real regulariser.
@@ -135,6 +166,8 @@ class Ultra:
         prompt: text embedding of the clips, ``(1, tokens, width)``.
         negative: text embedding of what the pictures shall not be, for guidance.
         perceptual: perceptual loss, None to go without.
+        measure: d of a clip ``(t, 3, h, w)``; None takes that of the settings.
+        processes: each takes a clip of its own in every step; gradients are averaged.
     """
 
     phase = "last"
@@ -150,20 +183,30 @@ class Ultra:
         prompt: Tensor,
         negative: Tensor | None = None,
         perceptual: Perceptual | None = None,
+        measure: Callable[[Tensor], float] | None = None,
+        processes: Processes = _ALONE,
     ) -> None:
-        self.settings, self.prompt, self.negative, self.perceptual = settings, prompt, negative, perceptual
+        self.settings, self._processes, self._measure = settings, processes, measure
+        device = processes.device
+        self.prompt = prompt.to(device)
+        self.negative = None if negative is None else negative.to(device)
+        self.perceptual = None if perceptual is None else perceptual.to(device)
         self._training, self._validation = training, validation
-        self.degradation = clamp_degradation(settings.degradation)
-        base.requires_grad_(False)
+        base.to(device).requires_grad_(False)
         self.generator, self.fake, self.real = copy.deepcopy(base), copy.deepcopy(base), base
         add_adapters(self.generator.unet, unet_targets(self.generator.unet), settings.rank)
         add_adapters(self.generator.vae, vae_targets(self.generator.vae), settings.rank)
         add_adapters(self.fake.unet, unet_targets(self.fake.unet), settings.rank)
         self.generator.unet.conv_in.base_layer.requires_grad_(True)
-        for network in (self.generator, self.fake, self.real):
-            network.unet_down_rts.requires_grad_(True)
-            network.unet_up_rts.requires_grad_(True)
-        self.generator.decoder_up_rts.requires_grad_(True)
+        self._joint = settings.variant == "E"
+        convolutions, attention = settings.variant in "CDE", settings.variant in "DE"
+        for module in self.generator.modules():
+            if isinstance(module, RTSModule):
+                module.RTSConv.requires_grad_(convolutions)
+                module.RTSAtten.requires_grad_(attention)
+        for network in (self.fake, self.real):
+            network.unet_down_rts.requires_grad_(self._joint)
+            network.unet_up_rts.requires_grad_(self._joint)
         self.discriminator = TemporalDiscriminator(settings.discriminator_width)
         self._trained = {
             "generator": self.generator,
@@ -171,11 +214,17 @@ class Ultra:
             "real": self.real,
             "discriminator": self.discriminator,
         }
+        if not self._joint:
+            del self._trained["real"]
+        for module in self._trained.values():
+            module.to(device)
+            if settings.checkpointing and isinstance(module, UltraVSR):
+                module.enable_checkpointing()
         self._optimisers = {
             name: Optimiser(
                 [parameter for parameter in module.parameters() if parameter.requires_grad],
                 learning_rate=settings.learning_rate,
-                processes=_ALONE,
+                processes=processes,
             )
             for name, module in self._trained.items()
         }
@@ -185,74 +234,111 @@ class Ultra:
         return self.settings.frames * self.settings.crop**2
 
     def step(self, step: int) -> dict[str, float]:
-        batch = self._training.batch(np.random.default_rng((self.settings.seed, step)), 1)
-        noise = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step)
+        rng, processes = np.random.default_rng((self.settings.seed, step)), self._processes
+        batch = self._training.batch(rng, processes.count, index=processes.index, count=processes.count)
+        batch = batch.to(processes.device)
+        noise = torch.Generator().manual_seed(1_000_003 * self.settings.seed + step + 7_919 * processes.index)
         return self.update(batch.frames[0], batch.truth[0], noise)
 
-    def generate(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and pictures in [-1, 1] of a clip ``(t, 3, h, w)`` in [0, 1]; sides multiples of 2."""
-        latents = self.generator.encode(upscale_bicubic(frames))
-        noise = run_whole(self.generator.unet_steps(timestep_of(self.degradation), self.prompt), latents)
-        latents = one_step(latents, noise, self.degradation)
-        return latents, run_whole(self.generator.decoder_steps(), latents)
+    def degradation_of(self, frames: Tensor) -> float:
+        """d of a clip ``(t, 3, h, w)``: measured, or the settings'; of the last time step in variant A."""
+        if self.settings.variant == "A":
+            return clamp_degradation(0.0)
+        return clamp_degradation(self.settings.degradation if self._measure is None else self._measure(frames))
 
-    def update(self, frames: Tensor, truth: Tensor, rng: torch.Generator) -> dict[str, float]:
-        """One update of all networks.
+    def generate(self, frames: Tensor) -> Tensor:
+        """Pictures in [-1, 1] of a clip ``(t, 3, h, w)`` in [0, 1]; sides multiples of 2."""
+        degradation = self.degradation_of(frames)
+        with self._precision():
+            latents = self.generator.encode(upscale_bicubic(frames))
+            noise = run_whole(self.generator.unet_steps(timestep_of(degradation), self.prompt), latents)
+            pictures = run_whole(self.generator.decoder_steps(), one_step(latents, noise, degradation))
+        return pictures.float()
+
+    def losses(self, frames: Tensor, truth: Tensor, rng: torch.Generator) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The generator's losses, unweighted, its pictures in [-1, 1], and their latents.
+
+        The distillation sees the latents of the pictures, encoded again by the base model's own encoder: its gradient
+        reaches everything that made them, the decoder's temporal shift too.
 
         Args:
             frames: a clip ``(t, 3, h, w)``, RGB in [0, 1].
             truth: ``(t, 3, 4h, 4w)``.
             rng: of noise and time steps.
+        """
+        pictures = self.generate(frames)
+        latents = self._encoded((pictures + 1.0) / 2.0)
+        losses = {
+            "mse": F.mse_loss(pictures, truth * 2.0 - 1.0),
+            "distillation": self._distillation(latents, rng),
+            "gan": -self.discriminator(_as_clip(pictures)).mean(),
+        }
+        if self.perceptual is not None:
+            losses["perceptual"] = self.perceptual((pictures + 1.0) / 2.0, truth)
+        return losses, pictures, latents
+
+    def update(self, frames: Tensor, truth: Tensor, rng: torch.Generator) -> dict[str, float]:
+        """One update of all networks; arguments are those of `losses`.
 
         Returns:
             The losses by name, unweighted; ``loss`` is the generator's weighted sum.
         """
-        latents, pictures = self.generate(frames)
-        target = truth * 2.0 - 1.0
-        real, fake = (_as_clip(clip) for clip in (target, pictures))
-        losses = {
-            "mse": F.mse_loss(pictures, target),
-            "distillation": self._distillation(latents, rng),
-            "gan": -self.discriminator(fake).mean(),
-        }
-        if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual((pictures + 1.0) / 2.0, truth)
-        weighted = sum((getattr(self.settings, name) * loss for name, loss in losses.items()), latents.new_zeros(()))
+        losses, pictures, latents = self.losses(frames, truth, rng)
+        weighted = sum((getattr(self.settings, name) * loss for name, loss in losses.items()), pictures.new_zeros(()))
         self._optimisers["generator"].step(weighted)
+        real, fake = _as_clip(truth * 2.0 - 1.0), _as_clip(pictures.detach())
         losses["discriminator"] = (
-            F.relu(1.0 - self.discriminator(real)).mean() + F.relu(1.0 + self.discriminator(fake.detach())).mean()
+            F.relu(1.0 - self.discriminator(real)).mean() + F.relu(1.0 + self.discriminator(fake)).mean()
         )
         self._optimisers["discriminator"].step(losses["discriminator"])
-        losses["fake"] = denoising_loss(self.fake, latents.detach(), self.prompt, rng)
+        losses["fake"] = self._denoising(self.fake, latents.detach(), rng)
         self._optimisers["fake"].step(losses["fake"])
-        with torch.no_grad():
-            clean = self.real.encode(truth)
-        losses["real"] = denoising_loss(self.real, clean, self.prompt, rng)
-        self._optimisers["real"].step(losses["real"])
+        if self._joint:
+            with torch.no_grad():
+                clean = self._encoded(truth)
+            losses["real"] = self._denoising(self.real, clean, rng)
+            self._optimisers["real"].step(losses["real"])
         return {"loss": float(weighted.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._processes.device.type, dtype=torch.bfloat16, enabled=self.settings.bf16)
+
+    def _encoded(self, pictures: Tensor) -> Tensor:
+        """Latents of pictures in [0, 1] by the base model's encoder."""
+        with self._precision():
+            return self.real.encode(pictures).float()
+
+    def _denoising(self, network: UltraVSR, latents: Tensor, rng: torch.Generator) -> Tensor:
+        with self._precision():
+            return denoising_loss(network, latents, self.prompt, rng)
 
     def _distillation(self, latents: Tensor, rng: torch.Generator) -> Tensor:
         timestep = int(torch.randint(20, STEPS - 20, (), generator=rng))
         with torch.no_grad():
-            noisy = add_noise(latents, torch.randn(latents.shape, generator=rng), timestep)
+            noisy = add_noise(latents, _noise(latents, rng), timestep)
             real = self._estimate(self.real, noisy, timestep, self.prompt)
             if self.negative is not None:
                 avoided = self._estimate(self.real, noisy, timestep, self.negative)
                 real = avoided + self.settings.guidance * (real - avoided)
             fake = self._estimate(self.fake, noisy, timestep, self.prompt)
         clean_real, clean_fake = (predict_clean(noisy, noise, timestep) for noise in (real, fake))
-        return distillation_loss(latents, clean_real, clean_fake, self.settings.consistency)
+        consistency = self.settings.consistency if self._joint else 0.0
+        return distillation_loss(latents, clean_real, clean_fake, consistency)
 
-    @staticmethod
-    def _estimate(network: UltraVSR, noisy: Tensor, timestep: int, prompt: Tensor) -> Tensor:
-        return run_whole(network.unet_steps(timestep, prompt), noisy)
+    def _estimate(self, network: UltraVSR, noisy: Tensor, timestep: int, prompt: Tensor) -> Tensor:
+        with self._precision():
+            return run_whole(network.unet_steps(timestep, prompt), noisy).float()
 
     def validate(self, sample: Path) -> Row:
         return {**validate(self, self._validation, self.settings.validation_crops)}
 
     def export(self, path: Path, metadata: dict[str, str]) -> None:
+        if self.settings.base is not None:
+            save_released(self.generator, path, metadata)
+            return
         scaling = self.generator.vae.config.scaling_factor
         config = replace(TINY, vae={**TINY.vae, "scaling_factor": scaling}, degradation=self.settings.degradation)
+        config = replace(config, rts_form=self.settings.rts_form)
         save(self.finished(), config, path, metadata)
 
     def state_dict(self) -> dict[str, Any]:
@@ -325,10 +411,10 @@ def validate(recipe: Ultra, crops: Crops, count: int) -> dict[str, float]:
     rng = np.random.default_rng(3)
     rows = []
     for _ in range(count):
-        crop = crops.batch(rng, 1)
+        crop = crops.batch(rng, 1).to(recipe.prompt.device)
         frames, truth = crop.frames[0], crop.truth[0]
         pictures, bicubic = (
-            enlarged.clamp(0.0, 1.0) for enlarged in ((recipe.generate(frames)[1] + 1.0) / 2.0, upscale_bicubic(frames))
+            enlarged.clamp(0.0, 1.0) for enlarged in ((recipe.generate(frames) + 1.0) / 2.0, upscale_bicubic(frames))
         )
         row = {"change_truth": _change(truth)}
         for suffix, clip in (("", pictures), ("_bicubic", bicubic)):
@@ -360,20 +446,64 @@ def _prepare(base: UltraVSR, folder: RunFolder, stages: Mapping[str, Callable[[]
 
 
 def run(settings: Settings) -> None:
-    """Train the tiny configuration."""
-    if Processes.launched().count > 1:
-        raise UserError("the recipe ultra trains on one process; start it without accelerate launch")
-    torch.manual_seed(settings.seed)
+    """Train."""
+    processes = Processes.launched()
     training = Crops(Clips(settings.data, scale=_SCALE), frames=settings.frames, crop=settings.crop)
-    validation = Crops(Clips(settings.validation, scale=_SCALE), frames=8, crop=32)
+    validation = Crops(
+        Clips(settings.validation, scale=_SCALE), frames=min(settings.frames, 8), crop=min(settings.crop, 32)
+    )
+    perceptual = None if settings.vgg is None else Perceptual(settings.vgg)
+    torch.manual_seed(settings.seed)
+    start = _tiny if settings.base is None else _adapted
+    base, prompt, negative, measure = start(settings, training, processes)
+    torch.manual_seed(settings.seed)
+    recipe = Ultra(
+        base,
+        settings,
+        training=training,
+        validation=validation,
+        prompt=prompt,
+        negative=negative,
+        perceptual=perceptual,
+        measure=measure,
+        processes=processes,
+    )
+    train(recipe, settings, steps=settings.steps, processes=processes)
+
+
+Start = tuple[UltraVSR, Tensor, Tensor | None, Callable[[Tensor], float] | None]
+"""Base model, text embedding of the clips, that of what they shall not be, and what measures d of a clip."""
+
+
+def _adapted(settings: Settings, training: Crops, processes: Processes) -> Start:
+    """Stable Diffusion with fresh temporal shift."""
+    folder = settings.base
+    assert folder is not None
+    unet, vae = load_base(folder)
+    base = UltraVSR(unet, vae, replace(FULL, rts_form=settings.rts_form))
+    prompt, negative = encode_prompt(folder, settings.prompt), encode_prompt(folder, settings.negative)
+    if settings.clip_iqa is None:
+        return base, prompt, negative, None
+    tokens = tokenise(folder, [text for pair in PAIRS for text in pair]).to(processes.device)
+    judge = load_clip_iqa(settings.clip_iqa).to(processes.device)
+
+    def measure(frames: Tensor) -> float:
+        return measure_degradation(judge, tokens, [frames[i] for i in sample_indices(len(frames))])
+
+    return base, prompt, negative, measure
+
+
+def _tiny(settings: Settings, training: Crops, processes: Processes) -> Start:
+    """The tiny configuration, whose parts are trained first."""
+    if processes.count > 1:
+        raise UserError("the tiny configuration of ultra trains on one process; start it without accelerate launch")
+    if settings.clip_iqa is not None:
+        raise UserError("--clip-iqa is not possible without --base, whose tokenizer it needs")
     prompt = torch.zeros(1, 77, int(TINY.unet["cross_attention_dim"]))
-    base = build(TINY)
+    base = build(replace(TINY, rts_form=settings.rts_form))
     stages = {
         "autoencoder": lambda: train_autoencoder(base, training, steps=settings.autoencoder_steps),
         "denoiser": lambda: train_denoiser(base, training, prompt, steps=settings.denoiser_steps),
     }
     _prepare(base, RunFolder(settings.run), stages)
-    perceptual = None if settings.vgg is None else Perceptual(settings.vgg)
-    torch.manual_seed(settings.seed)
-    recipe = Ultra(base, settings, training=training, validation=validation, prompt=prompt, perceptual=perceptual)
-    train(recipe, settings, steps=settings.steps, processes=_ALONE)
+    return base, prompt, None, None
