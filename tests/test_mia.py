@@ -3,6 +3,7 @@
 import itertools
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import vapoursynth as vs
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.pixels import planes
+from tests.pixels import planes, play, same
 from vsvsr.errors import UserError
 from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.mia import MIAVSR, Gate, KeepRatios, MaskSite, load, refreshing_gate, threshold_gate
@@ -491,3 +492,10 @@ def test_the_filter_gives_what_the_network_gives(tiny_mia: Path, bikes: vs.Video
         pictures.append(expected[-1])
     for one, other in itertools.combinations(pictures, 2):
         assert (one - other).abs().max() > 1e-3
+
+
+def test_length_0_propagates_over_the_whole_clip(tiny_mia: Path, bikes: vs.VideoNode) -> None:
+    mia = partial(bikes[:12].vsvsr.MIA, model_path=str(tiny_mia), device_index=-1)
+    whole = play(mia(length=0), [7, 2])
+    assert same(whole, play(mia(length=12)))
+    assert play(mia(length=4), [2])[2] != whole[2]

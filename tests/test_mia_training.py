@@ -183,6 +183,37 @@ def test_a_deeper_network_starts_from_a_shallower_one(tmp_path: Path) -> None:
         load_start(MIAVSR(8, (), (), 8), path)
 
 
+def test_a_mirrored_sequence_comes_back_and_is_what_the_network_is_trained_on(crops: Crops) -> None:
+    batch = crops.batch(np.random.default_rng(0), 1)
+    mirrored = batch.mirrored()
+    for name in ("frames", "truth"):
+        once, twice = getattr(batch, name), getattr(mirrored, name)
+        assert torch.equal(twice[:, :2], once)
+        assert torch.equal(twice[:, 2:], once.flip(1))
+    assert mirrored.flows.shape[1] == 3
+    seen: list[int] = []
+    network = tiny()
+    features = network.features
+    network.features = lambda frames, *a, **k: seen.append(len(frames)) or features(frames, *a, **k)  # type: ignore
+    recipe(crops, replace(SETTINGS, mirror=True), network).step(0)
+    assert seen == [4]
+
+
+def test_the_epsilon_is_under_the_root_of_the_loss(crops: Crops) -> None:
+    network, batch = tiny().eval(), crops.batch(np.random.default_rng(0), 1)
+    with torch.no_grad():
+        inner = (network(batch.frames, gate=keep_all) - batch.truth)[..., 16:-16, 16:-16]
+        for epsilon in (1e-12, 0.01):
+            loss = losses(network, batch.frames, batch.truth, masked=False, epsilon=epsilon)["loss"]
+            torch.testing.assert_close(loss, (inner.square() + epsilon).sqrt().mean())
+
+
+def test_the_rate_ends_at_a_two_thousandth_of_its_highest(crops: Crops) -> None:
+    run = recipe(crops, replace(SETTINGS, steps=2000, mask_steps=0, learning_rate=2e-4))
+    assert run.step(0)["learning_rate"] == pytest.approx(2e-4)
+    assert run.step(1999)["learning_rate"] == pytest.approx(1e-7, rel=0.01)
+
+
 def test_a_teacher_gives_its_head_and_its_features_are_learnt(crops: Crops, tmp_path: Path) -> None:
     torch.manual_seed(0)
     teacher = BasicVSR(8, 1).requires_grad_(False)

@@ -146,7 +146,10 @@ def test_fastreal_refuses_a_wrong_argument_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"length": 0}, "length=0 is not possible; allowed: 1 or more frames"),
+        (
+            {"length": -1},
+            "length=-1 is not possible; allowed: 0 (the whole clip, or scene, in memory at once) or more frames",
+        ),
         ({"overlap": -1}, "overlap=-1 is not possible; allowed: 0 or more frames"),
         ({"threshold": 1.5}, "threshold=1.5 is not possible; allowed: 0 to 1"),
         ({"budget": -0.1}, "budget=-0.1 is not possible; allowed: 0 to 1"),

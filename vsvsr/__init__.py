@@ -94,7 +94,7 @@ def Skip(
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
         tile_pad: context around every tile; 0 or more pixels of the source; default 16.
-        length: frames of a chunk; 1 or more frames; default 30.
+        length: frames of a chunk; 0 (the whole clip, or scene, in memory at once) or more frames; default 30.
         overlap: frames of context before and after a chunk; 0 or more frames; default 5.
         state_cache: memory for finished frames that may be asked for again; changes no pixel; 0 or more megabytes;
             default 256.
@@ -147,7 +147,7 @@ def MIA(
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
         tile_pad: context around every tile; 0 or more pixels of the source; default 16.
-        length: frames of a chunk; 1 or more frames; default 30.
+        length: frames of a chunk; 0 (the whole clip, or scene, in memory at once) or more frames; default 30.
         overlap: frames of context before and after a chunk; 0 or more frames; default 5.
         state_cache: memory for finished frames that may be asked for again; changes no pixel; 0 or more megabytes;
             default 256.
@@ -198,7 +198,7 @@ def Ultra(
         tile: width and height of spatial tiles, rounded down to multiples of 16; they blend into each other; width and
             height, each 0 (off) or at least 32 pixels of the source; default [192, 192].
         tile_pad: context around every tile, twice as much in the UNet; 0 or more pixels of the source; default 16.
-        length: frames of a chunk; 1 or more frames; default 30.
+        length: frames of a chunk; 0 (the whole clip, or scene, in memory at once) or more frames; default 30.
         overlap: frames of context before and after a chunk; 24 give the pixels of the whole clip, less is cheaper to
             seek in; 0 or more frames; default 24.
         state_cache: memory for finished frames that may be asked for again; changes no pixel; 0 or more megabytes;

@@ -71,7 +71,7 @@ def open_chunked[Network: nn.Module](
     session = ChunkedSession(
         model,
         frames=clip.frames,
-        length=settings.length,
+        length=settings.length or clip.frames,
         overlap=settings.overlap,
         budget=settings.state_cache * 1_000_000,
         scene_change=settings.scene_change,

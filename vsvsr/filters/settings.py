@@ -117,7 +117,10 @@ class RecurrentSettings(SharedSettings):
 class ChunkedSettings(SharedSettings):
     """What every filter takes whose network looks both ways."""
 
-    length: Annotated[int, Argument("frames of a chunk", unit="frames", at_least=1)] = 30
+    length: Annotated[
+        int,
+        Argument("frames of a chunk", unit="frames", at_least=0, zero="the whole clip, or scene, in memory at once"),
+    ] = 30
     overlap: Annotated[int, Argument("frames of context before and after a chunk", unit="frames", at_least=0)] = 5
     state_cache: Annotated[
         int,

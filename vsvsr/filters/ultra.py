@@ -162,7 +162,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     session = ChunkedSession(
         model,
         frames=clip.frames,
-        length=settings.length,
+        length=settings.length or clip.frames,
         overlap=settings.overlap,
         budget=settings.state_cache * 1_000_000,
         scene_change=settings.scene_change,

@@ -49,6 +49,13 @@ class Batch:
         """A stretch of frames, of a batch that has a flow for every frame."""
         return self._map(lambda tensor: tensor[:, time])
 
+    def mirrored(self) -> "Batch":
+        """The sequence, then the same backwards, as recurrent networks see short clips; flows are zero."""
+        twice = self._map(lambda tensor: torch.cat((tensor, tensor.flip(1)), dim=1))
+        return replace(
+            twice, flows=self.flows.new_zeros(len(self.flows), twice.frames.shape[1] - 1, *self.flows.shape[2:])
+        )
+
     def turn(self, *, mirrored: bool, upside_down: bool, transposed: bool) -> "Batch":
         """Flips and transposition, together all eight orientations; the flow turns with its pictures."""
         turned = self

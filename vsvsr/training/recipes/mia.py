@@ -28,6 +28,8 @@ from vsvsr.training.losses import charbonnier
 from vsvsr.training.settings import AveragedSettings, CropValidationSettings, Option
 
 _SCALE = 4
+_FINAL = 5e-4
+"""Share of the learning rate at the end of a phase: 1e-7 of 2e-4."""
 _EPSILON = 1e-8
 _BORDER = 16
 """High-resolution pixels on each side of a crop that are not judged: convolutions see zeros beyond it, and errors that
@@ -43,6 +45,13 @@ class Settings(AveragedSettings, CropValidationSettings):
     sparsity: Annotated[float, Option("weight of the share of kept positions in the second phase's loss")] = 1e-4
     learning_rate: float = 2e-4
     batch: int = 1
+    epsilon: Annotated[
+        float,
+        Option("added to squared errors under the root of the Charbonnier loss; the paper has 1e-6, the code this"),
+    ] = 1e-12
+    mirror: Annotated[bool, Option("let sequences come back the way they went: 14 frames of the 7 of Vimeo-90K")] = (
+        False
+    )
     frames: int = 16
     crop: int = 64
     start: Annotated[Path | None, Option("weights to start from; stages that they lack begin anew")] = None
@@ -88,7 +97,7 @@ class MIA:
     """Both phases, as a recipe for `vsvsr.training.harness.train`.
 
     The flow network stays as it is: patch alignment rounds the flow to whole pixels, so no gradient reaches it. The
-    learning rate falls to zero along a cosine in each phase.
+    learning rate falls to a two-thousandth along a cosine in each phase.
 
     Args:
         network: trained in place.
@@ -138,14 +147,16 @@ class MIA:
         done, total = (step - settings.steps, settings.mask_steps) if masked else (step, settings.steps)
         rng = np.random.default_rng((settings.seed, step))
         batch = self._training.batch(rng, settings.batch, index=processes.index, count=processes.count)
-        batch = batch.to(processes.device)
+        batch = (batch.mirrored() if settings.mirror else batch).to(processes.device)
         # For Gumbel noise and stochastic depth.
         torch.manual_seed(int(rng.integers(2**62)) + processes.index)
         with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
-            terms = losses(self.network, batch.frames, batch.truth, masked=masked, teacher=self._teacher)
+            terms = losses(
+                self.network, batch.frames, batch.truth, masked=masked, epsilon=settings.epsilon, teacher=self._teacher
+            )
         weights = {"loss": 1.0, "kept_in_training": settings.sparsity, "distillation": settings.distillation}
         total_loss = sum((weights[name] * term for name, term in terms.items()), batch.frames.new_zeros(()))
-        self._optimiser.step(total_loss, Schedule(steps=total).share(done))
+        self._optimiser.step(total_loss, Schedule(steps=total, final=_FINAL).share(done))
         self.averaged.update(step)
         values = {name: float(term.detach()) for name, term in terms.items()}
         return {"learning_rate": self._optimiser.learning_rate, **values}
@@ -176,7 +187,13 @@ class MIA:
 
 
 def losses(
-    network: MIAVSR, frames: Tensor, truth: Tensor, *, masked: bool, teacher: BasicVSR | None = None
+    network: MIAVSR,
+    frames: Tensor,
+    truth: Tensor,
+    *,
+    masked: bool,
+    epsilon: float = 1e-12,
+    teacher: BasicVSR | None = None,
 ) -> dict[str, Tensor]:
     """Reconstruction (``loss``), the share of kept positions, and the distance to a teacher, each with its gradient.
 
@@ -185,6 +202,7 @@ def losses(
         frames: ``(n, t, 3, h, w)``.
         truth: ``(n, t, 3, 4h, 4w)``.
         masked: whether the second phase has begun.
+        epsilon: of the Charbonnier loss.
         teacher: a BasicVSR whose features before the head the network shall have: the mean of ``|x - x_teacher|``.
     """
     gumbel = GumbelGate()
@@ -192,8 +210,7 @@ def losses(
     clip, indices = frames.unbind(1), range(frames.shape[1])
     features = list(network.features(clip, indices, gate=gate))
     pictures = torch.stack([network.reconstruct(x, frame) for x, frame in zip(features, clip, strict=True)], dim=1)
-    # The authors' code has this epsilon.
-    loss = charbonnier(_inner(pictures).float(), _inner(truth), 1e-12)
+    loss = charbonnier(_inner(pictures).float(), _inner(truth), epsilon)
     terms = {"loss": loss, "kept_in_training": gumbel.sparsity() if masked else loss.new_ones(())}
     if teacher is not None:
         terms["distillation"] = F.l1_loss(torch.stack(features), _taught(teacher, clip))
