@@ -156,7 +156,7 @@ MANIFEST: tuple[Weights, ...] = (
         licence="BSD-3-Clause",
         part=True,
     ),
-    _shipped("fastreal-x4", "FastReal", 1_441_352, "7e88f96ce8c15aa55f9235117dc5e7a880dc759f7b743aaafd9426f4f9c27098"),
+    _shipped("fastreal-x4", "FastReal", 1_441_560, "8f8afa08cfb2646366de5c2ca090521c335da8490a13cc73760b5a1bcd01a63e"),
     _shipped(
         "fastreal-compact-x4", "FastReal", 595_620, "e3881c4295bdcb184499a7d1f6f2046abc275b8f74190db0cc2aef4356a705d2"
     ),
