@@ -5,12 +5,17 @@ import secrets
 import shutil
 import stat
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vsvsr.errors import UserError
+
+_IN_USE = 20 if sys.platform == "win32" else 0
+"""How often to try again, a tenth of a second later, to replace a file that another program has open."""
 
 _lock = threading.RLock()
 _begun: dict[object, Callable[[], object]] = {}
@@ -104,6 +109,23 @@ def scratch_beside(target: Path) -> Iterator[Path]:
         yield folder
 
 
+def replace_file(written: Path, target: Path) -> None:
+    """Give a file its final name, replacing what is there.
+
+    Windows refuses to while another program has the old file open or mapped: a player, a virus scanner, a filter that
+    reads its weights. Most close it soon.
+
+    Raises:
+        OSError: the file cannot have this name.
+    """
+    for _ in range(_IN_USE):
+        with suppress(PermissionError):
+            written.replace(target)
+            return
+        time.sleep(0.1)
+    written.replace(target)
+
+
 def publish(folder: Path, targets: Sequence[Path]) -> None:
     """Give every file of a scratch folder its final name, replacing what is there.
 
@@ -116,7 +138,7 @@ def publish(folder: Path, targets: Sequence[Path]) -> None:
             raise UserError(f"{target}: nothing was written")
     for target in targets:
         try:
-            (folder / target.name).replace(final_name(target))
+            replace_file(folder / target.name, final_name(target))
         except OSError as error:
             raise UserError(explain(error, target)) from None
 

@@ -96,7 +96,7 @@ def in_turn(measures: Mapping[str, Measure], rounds: int, *, warmups: int = 1) -
 def machine() -> str:
     """Processor, threads in use, GPU if there is one, versions of Python and torch."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     parts = [models[0] if models else platform.processor() or platform.machine()]
     parts.append(f"{torch.get_num_threads()} of {os.cpu_count()} threads")
@@ -170,7 +170,7 @@ def peak_megabytes() -> float:
 
     Not `resource.getrusage`: its figure passes from a process to the ones it starts.
     """
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
     return int(peak) * 1024 / 1e6
 

@@ -149,8 +149,8 @@ def _vspipe() -> Iterator[Finding]:
     vspipe = Path(vs.__file__).with_name("vspipe.exe" if sys.platform == "win32" else "vspipe")
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "one_frame.vpy"
-        script.write_text("import vapoursynth as vs\nvs.core.std.BlankClip(length=1).set_output()\n")
-        tried = subprocess.run([vspipe, "--info", script, "-"], capture_output=True, text=True, timeout=60)
+        script.write_text("import vapoursynth as vs\nvs.core.std.BlankClip(length=1).set_output()\n", encoding="utf-8")
+        tried = _run(vspipe, "--info", script, "-", timeout=60)
     if tried.returncode == 0:
         yield Finding("vspipe", str(vspipe))
     else:
@@ -165,8 +165,8 @@ def _ffmpeg() -> Iterator[Finding]:
     except UserError as error:
         yield Finding("ffmpeg", str(error), "pip install --force-reinstall imageio-ffmpeg")
         return
-    banner = subprocess.run([ffmpeg, "-version"], capture_output=True, text=True, check=True).stdout.split()
-    encoders = subprocess.run([ffmpeg, "-hide_banner", "-encoders"], capture_output=True, text=True, check=True).stdout
+    banner = _run(ffmpeg, "-version", check=True).stdout.split()
+    encoders = _run(ffmpeg, "-hide_banner", "-encoders", check=True).stdout
     if "libx264" in encoders:
         yield Finding("ffmpeg", f"{banner[2]} ({ffmpeg})")
     else:
@@ -206,6 +206,13 @@ def _optional_packages() -> Iterator[Finding]:
         elif definition.packages:
             versions = [f"{package} {importlib.metadata.version(package)}" for package in definition.packages]
             yield Finding(name, ", ".join(versions))
+
+
+def _run(*command: str | Path, check: bool = False, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program; what it writes is read as UTF-8, whatever the locale."""
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=check, timeout=timeout
+    )
 
 
 def _one_line(error: Exception | str) -> str:

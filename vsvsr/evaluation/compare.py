@@ -123,7 +123,7 @@ def frame_scores(clip: Iterable[Tensor], truth: Iterable[Tensor] | None) -> Iter
 
 def write_frame_scores(path: Path, clips: Mapping[str, Clip], truth: Clip | None) -> None:
     """`frame_scores` of every clip as CSV with the columns ``clip,frame,psnr_y,niqe``; what is unknown is empty."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("clip", "frame", "psnr_y", "niqe"))
         for name, clip in clips.items():

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError
+from vsvsr.files import replace_file
 from vsvsr.training.settings import RunSettings, write_options
 
 Row = dict[str, float | str]
@@ -207,7 +208,7 @@ class RunFolder:
         path = self.path / f"{name}.pt"
         partial = path.with_name(path.name + ".partial")
         torch.save(state, partial)
-        partial.replace(path)
+        replace_file(partial, path)
 
     def log(self, row: Row) -> None:
         """Append to ``log.csv`` and print.
@@ -220,7 +221,7 @@ class RunFolder:
         columns = _columns(path) or list(cells)
         if unknown := set(cells) - set(columns):
             raise UserError(f"{path} has no column {min(unknown)}; give another run folder for another training")
-        with path.open("a", newline="") as file:
+        with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             if not file.tell():
                 writer.writeheader()
@@ -235,7 +236,7 @@ class RunFolder:
 def _columns(path: Path) -> list[str]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return next(csv.reader(file), [])
 
 
@@ -243,7 +244,7 @@ def export_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
     """Write a safetensors file in one move."""
     partial = path.with_name(path.name + ".partial")
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    replace_file(partial, path)
 
 
 class Recipe(Protocol):

@@ -15,6 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from vsvsr import weights
+from vsvsr.files import replace_file
 from vsvsr.models.realesrgan import PerFrameNetwork, load_ncnn, load_published
 from vsvsr.training.data.clips import find_clips
 from vsvsr.training.data.degradation import Degradation, capture
@@ -67,7 +68,7 @@ def run(settings: Settings) -> None:
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
             np.save(file, pictures)
-        partial.replace(path)
+        replace_file(partial, path)
 
 
 @torch.inference_mode()

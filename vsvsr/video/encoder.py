@@ -126,13 +126,25 @@ def encode(
     with tempfile.TemporaryFile() as complaints:
 
         def begin() -> subprocess.Popen[bytes]:
-            # A session of its own keeps Ctrl-C from reaching ffmpeg, which would finish the half file.
-            return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=complaints, start_new_session=True)
+            # Ctrl-C must not reach ffmpeg, which would finish the half file: hence a session, on Windows a group.
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stderr=complaints,
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+            )
 
         with undone(begin, end) as process:
             assert process.stdin is not None
             pipe = process.stdin
             timestamps = iter(zip(source.timestamps[first:last], source.timestamps[first + 1 :], strict=False))
+
+            def feed(piece: bytes | memoryview) -> None:
+                try:
+                    pipe.write(piece)
+                except OSError as error:  # EPIPE, on Windows EINVAL
+                    raise BrokenPipeError from error
 
             def write(frame: vs.VideoFrame) -> list[memoryview]:
                 now, after = next(timestamps)
@@ -140,20 +152,21 @@ def encode(
                 if frame.format.color_family == vs.RGB:
                     planes = [planes[1], planes[2], planes[0]]
                 for piece in matroska.frame(now - zero, after - now, planes, sum(plane.nbytes for plane in planes)):
-                    pipe.write(piece)
+                    feed(piece)
                 return planes
 
             try:
-                pipe.write(matroska.header(_track(clip, source)))
+                feed(matroska.header(_track(clip, source)))
                 yield write
-                pipe.close()
+                with suppress(OSError):  # ffmpeg's status says why
+                    pipe.close()
                 failed = process.wait() != 0
             except BrokenPipeError:
                 process.wait()
                 failed = True
             finally:
                 process.kill()  # before the pipe is closed: ffmpeg would finish the file
-                with suppress(BrokenPipeError):
+                with suppress(OSError):
                     pipe.close()
             if failed:
                 complaints.seek(0)

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from vsvsr.errors import UserError
-from vsvsr.files import end, explain, scratch_folder, undone
+from vsvsr.files import end, explain, replace_file, scratch_folder, undone
 from vsvsr.weights.manifest import MANIFEST, Address, Package, Weights
 from vsvsr.weights.store import folder, location, row, sha256, verify
 
@@ -115,7 +115,7 @@ def _accept(candidate: Path, weights: Weights) -> None:
     if found != weights.sha256:
         candidate.unlink()
         raise _SourceError(f"not the published file (sha256 {found[:8]} instead of {weights.sha256[:8]})")
-    candidate.replace(location(weights))
+    replace_file(candidate, location(weights))
 
 
 def _adopt(local: Path, weights: Weights) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vsvsr.errors import UserError, shown
+from vsvsr.files import replace_file
 from vsvsr.ops import pin_convolutions
 
 _LONGEST_SETTINGS = 1 << 16
@@ -145,7 +146,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     """Write tensors and ``metadata`` to ``path`` as safetensors, in one move."""
     partial = path.with_name(path.name + ".partial")
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
-    partial.replace(path)
+    replace_file(partial, path)
 
 
 def read_settings(metadata: Mapping[str, str], path: Path, key: str = "config") -> dict[str, Any]:

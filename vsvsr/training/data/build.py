@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from vsvsr.errors import UserError
+from vsvsr.files import replace_file
 from vsvsr.training.data.degradation import Degradation, degrade, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources, load_photograph
@@ -102,7 +103,7 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
         np.save(folder / "lr.npy", small)
         partial = folder / "clip.json.partial"
         partial.write_text(json.dumps(settings))
-        partial.replace(folder / "clip.json")
+        replace_file(partial, folder / "clip.json")
 
 
 def _check(config: DatasetConfig) -> None:

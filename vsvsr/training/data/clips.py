@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vsvsr.errors import UserError
+from vsvsr.files import replace_file
 from vsvsr.models.fastreal import FastRealVSR
 
 MOTION = "motion"
@@ -216,7 +217,7 @@ def write_flows(folder: Path, network: FastRealVSR) -> str:
         partial = path.with_name(path.name + ".partial")
         with partial.open("wb") as file:
             np.save(file, flow.half().cpu().numpy())
-        partial.replace(path)
+        replace_file(partial, path)
     return name
 
 
