@@ -184,12 +184,5 @@ MANIFEST: tuple[Weights, ...] = (
         "73eb3bbf0a5713ef2f62f15a8c04ca43261db9ca874fec74ef3465b7324dfe67",
         part=True,
     ),
-    _shipped(
-        "spynet-reds4",
-        "FastReal",
-        5_767_640,
-        "026e09fd12361c486bbc8fa82f3e82979f188766f9d58f76fbeee98eb1fda9e5",
-        part=True,
-    ),
 )
 """Shipped files go here as ``_shipped("name", "Filter", bytes, "sha256"),`` and into ``vsvsr/weights/shipped``."""

@@ -22,7 +22,7 @@ class Settings(RecurrentSettings):
 
     size: Annotated[Literal["compact", "full"], Option("of new weights")] = "compact"
     scale: Annotated[Literal[2, 4] | None, Option("of new weights 4, otherwise that of --start")] = None
-    flow: Annotated[Path | None, Option("weights of the flow estimator (safetensors)")] = None
+    flow: Annotated[str | None, Option("weights of the flow estimator; for --size full BasicVSR_REDS4's")] = None
     start: Annotated[Path | None, Option("trained weights to start from")] = None
     loss: Annotated[Literal["charbonnier", "psnr"], Option("of the pixels")] = "charbonnier"
     temporal_consistency: Annotated[float, Option("weight of the same loss on flicker")] = 0.0
@@ -47,9 +47,10 @@ def network(settings: Settings) -> FastRealVSR:
         base = COMPACT if settings.size == "compact" else FastRealConfig()
         result = FastRealVSR(replace(base, scale=settings.scale or base.scale, hsa=settings.hsa or base.hsa))
     if settings.flow is not None:
-        tensors, _ = weights.read_tensors(settings.flow)
+        tensors, _ = weights.read_tensors(weights.find(settings.flow))
+        spynet = {name.removeprefix("spynet."): value for name, value in tensors.items() if name.startswith("spynet.")}
         try:
-            result.flow_estimator.load_state_dict(tensors)
+            result.flow_estimator.load_state_dict(spynet or tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{settings.flow} does not hold this network's flow estimator: {reason}") from None
