@@ -7,7 +7,7 @@ namespace vsvsr {
 void *pythonSymbol(const char *name) noexcept;
 
 // Keeps this library in memory until the process ends: VapourSynth unloads plugins with every core, while Python
-// keeps calling back.
+// keeps calling back, and destructors that some compilers register for the process's end would be gone.
 void pinLibrary() noexcept;
 
 } // namespace vsvsr

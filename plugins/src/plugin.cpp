@@ -4,6 +4,7 @@
 
 #include "errors.h"
 #include "filter.h"
+#include "platform.h"
 #include "python.h"
 
 namespace {
@@ -37,6 +38,7 @@ constexpr Registration filters[] = {
 } // namespace
 
 VS_EXTERNAL_API(void) VapourSynthPluginInit2(VSPlugin *plugin, const VSPLUGINAPI *vspapi) {
+    vsvsr::pinLibrary();
     vspapi->configPlugin("io.github.vsvsr", "vsvsr", "Neural video super-resolution",
                          VS_MAKE_VERSION(VSVSR_VERSION_MAJOR, VSVSR_VERSION_MINOR), VAPOURSYNTH_API_VERSION, 0, plugin);
     for (const Registration &filter : filters)

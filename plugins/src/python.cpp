@@ -146,7 +146,6 @@ Ref bridge() {
     Ref module = checked(importBridge().release());
     if (!prepared) {
         prepared = true;
-        pinLibrary();
         static MethodDef definition{"shut_down", &shutDown, noArguments, nullptr};
         std::vector<Ref> arguments;
         arguments.push_back(checked(api.PyCFunction_NewEx(&definition, nullptr, nullptr)));

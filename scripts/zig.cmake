@@ -1,0 +1,10 @@
+# Toolchain of scripts/build_wheels: the C++ compiler of the program ZIG, for the platform ZIG_TARGET.
+string(REGEX MATCH "^[^-]+" CMAKE_SYSTEM_PROCESSOR "$ENV{ZIG_TARGET}")
+if("$ENV{ZIG_TARGET}" MATCHES "windows")
+  set(CMAKE_SYSTEM_NAME Windows)
+elseif("$ENV{ZIG_TARGET}" MATCHES "macos")
+  set(CMAKE_SYSTEM_NAME Darwin)
+else()
+  set(CMAKE_SYSTEM_NAME Linux)
+endif()
+set(CMAKE_CXX_COMPILER "$ENV{ZIG};c++;-target;$ENV{ZIG_TARGET}")
