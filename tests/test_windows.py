@@ -11,7 +11,7 @@ from tests.films import ffmpeg
 from vsvsr import files
 from vsvsr.errors import UserError
 from vsvsr.video import encoder
-from vsvsr.video.film import process_film
+from vsvsr.video.source import from_rgb, open_video
 
 
 def test_an_ffmpeg_that_died_is_one_line_where_its_pipe_is_an_invalid_argument(
@@ -28,13 +28,18 @@ def test_an_ffmpeg_that_died_is_one_line_where_its_pipe_is_an_invalid_argument(
 
             self.stdin = SimpleNamespace(write=write, close=pipe.close)  # type: ignore[assignment,union-attr]
 
-    source, folder = tmp_path / "in.mkv", tmp_path / "out"
-    folder.mkdir()
-    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=32x32:rate=25", "-frames:v", "3", source)
+    path, target = tmp_path / "in.mkv", tmp_path / "out.mkv"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=32x32:rate=25", "-frames:v", "3", path)
+    source = open_video(path)
+    clip = from_rgb(source.clip, source)
     monkeypatch.setattr(encoder, "subprocess", SimpleNamespace(Popen=Dead, PIPE=subprocess.PIPE))
-    with pytest.raises(UserError, match=r"out\.mkv: ffmpeg failed without a word$|out\.mkv: .*"):
-        process_film(source, folder / "out.mkv", lambda clip: clip, encoding=encoder.Encoding(), overwrite=False)
-    assert list(folder.iterdir()) == []
+    encoding = encoder.Encoding()
+    with (
+        pytest.raises(UserError, match=rf"^{target}: ffmpeg failed without a word$"),
+        encoder.encode(clip, source, target, target, first=0, zero=0, encoding=encoding) as write,
+        clip.get_frame(0) as frame,
+    ):
+        write(frame)
 
 
 def test_a_file_that_another_program_has_open_is_replaced_once_it_is_closed(
