@@ -218,8 +218,13 @@ def test_another_order_on_the_same_job_is_refused_with_the_difference(
 def test_two_processes_on_one_job_are_one_and_an_error(killed: Killed) -> None:
     first = killed.begin()
     killed.wait_for_parts(first, 1)
-    second = killed.begin()
-    said = second.communicate()[1]
+    # Held, so that it cannot be done before the second one looks.
+    os.killpg(first.pid, signal.SIGSTOP)
+    try:
+        second = killed.begin()
+        said = second.communicate(timeout=120)[1]
+    finally:
+        os.killpg(first.pid, signal.SIGCONT)
     assert (second.returncode, said) == (
         1, f"vsvsr: {killed.job}: another process works on it, in {killed.job}\n"
     )  # fmt: skip
