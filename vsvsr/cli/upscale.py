@@ -1,5 +1,6 @@
 """``vsvsr upscale``: a video file in, a larger one out."""
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from vsvsr.filters.settings import RecurrentSettings, SharedSettings
 from vsvsr.jobs.film import make_film
 from vsvsr.jobs.order import Order
 from vsvsr.video.encoder import Encoding
+from vsvsr.video.size import Size
 
 _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
     bool: (int, "a whole number"),
@@ -80,10 +82,22 @@ def upscale(
     ] = None,
     start: Annotated[int, typer.Option(min=0, help="First frame to write.")] = 0,
     end: Annotated[int | None, typer.Option(min=1, help="Frame to stop before.")] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Video encoder of ffmpeg; by default one that OUT can hold, mostly libx264.")
+    frame: Annotated[
+        int | None, typer.Option(min=0, help="Write this frame alone, as it is in the film; OUT may be a picture.")
     ] = None,
-    crf: Annotated[int, typer.Option(min=0, max=63, help="Quality for lib* encoders, lower is better.")] = 18,
+    width: Annotated[int | None, typer.Option(min=16, help="Scale the result down to this width.")] = None,
+    height: Annotated[int | None, typer.Option(min=16, help="Scale the result down to this height.")] = None,
+    fit: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Scale the result down to what fits into this, if it is larger.")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Video encoder of ffmpeg, hevc_nvenc or ffv1 for example; by default one that OUT can hold, "
+            "mostly libx264."
+        ),
+    ] = None,
+    crf: Annotated[int, typer.Option(min=0, max=63, help="Quality for encoders that have it, lower is better.")] = 18,
     encoder_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another ffmpeg output option, e.g. preset=slow.")
     ] = None,
@@ -107,8 +121,9 @@ def upscale(
         filter_name=filter_name,
         arguments=parse_arguments(filter_name, [*pairs, *(arg or ())]),
         half=half,
-        frames=slice(start, end),
+        frames=_frames(start, end, frame),
         encoding=Encoding(encoder=encoder, crf=crf, options=options),
+        size=_size(width, height, fit),
     )
     upscale_file(order, Console(stderr=True), overwrite=overwrite, job=job, keep_job=keep_job)
 
@@ -149,6 +164,27 @@ def _parse(pair: str, text: str, kind: type) -> object:
         return [convert(part) for part in text.split(",")] if kind is tuple else convert(text)
     except ValueError:
         raise WrongArgumentError(f"{pair}: {text!r} is not {described}") from None
+
+
+def _frames(start: int, end: int | None, frame: int | None) -> slice:
+    if frame is None:
+        return slice(start, end)
+    if start or end is not None:
+        raise WrongArgumentError("--frame is one frame; give it without --start and --end")
+    return slice(frame, frame + 1)
+
+
+def _size(width: int | None, height: int | None, fit: str | None) -> Size | None:
+    if sum(given is not None for given in (width, height, fit)) > 1:
+        raise WrongArgumentError("give one of --width, --height and --fit")
+    if fit is not None:
+        sides = re.fullmatch(r"(\d{2,5})x(\d{2,5})", fit)
+        if sides is None:
+            raise WrongArgumentError(f"--fit {fit}: write WIDTHxHEIGHT, as 1920x1080")
+        return Size(width=int(sides[1]), height=int(sides[2]), fit=True)
+    if (width or height or 0) % 2:
+        raise WrongArgumentError(f"{Size(width=width, height=height)} is odd; encoders want even sizes")
+    return Size(width=width, height=height) if width or height else None
 
 
 def _split(pair: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vsvsr.errors import UserError
-from vsvsr.files import explain, final_name, scratch_beside
+from vsvsr.files import explain, final_name, replace_file, scratch_beside
 from vsvsr.jobs.folder import JobFolder, beside, held
 from vsvsr.jobs.identity import identify
 from vsvsr.jobs.order import Order
@@ -115,7 +115,7 @@ def _join(order: Order, film: Film, folder: JobFolder, parts: list[Part]) -> Wri
         path = place / f"joined{order.target.suffix}"
         join(film, files, path, order.target, order.encoding)
         width, height = picture_size(path)
-        path.replace(final_name(order.target))
+        replace_file(path, final_name(order.target))
     return Written(frames=len(film.frames), width=width or film.clip.width, height=height or film.clip.height)
 
 

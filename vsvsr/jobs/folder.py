@@ -17,7 +17,7 @@ from pathlib import Path
 import filelock
 
 from vsvsr.errors import UserError
-from vsvsr.files import explain, final_name, undone
+from vsvsr.files import explain, final_name, replace_file, undone
 from vsvsr.jobs.identity import Identity, differences
 from vsvsr.jobs.parts import Part
 
@@ -71,7 +71,7 @@ class JobFolder:
         if not self.file(part).is_file():
             return None
         try:
-            record = Record(**json.loads(self._record_file(part).read_text()))
+            record = Record(**json.loads(self._record_file(part).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return Record(frames=0, digest="", size=-1, sha256="")
         return record
@@ -88,7 +88,7 @@ class JobFolder:
         record = Record(frames=len(part), digest=digest, size=written.stat().st_size, sha256=file_hash(written))
         write_whole(self._record_file(part), json.dumps(asdict(record)), written.parent)
         _to_disk(written)
-        written.replace(self.file(part))
+        replace_file(written, self.file(part))
         _to_disk(self.path)
 
     def begin(self, identity: Identity, parts: Sequence[Part]) -> None:
@@ -103,7 +103,7 @@ class JobFolder:
             write_whole(description, json.dumps(plan, indent=1), self.path)
             return
         try:
-            before = json.loads(description.read_text())
+            before = json.loads(description.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             raise UserError(f"{description} is missing or damaged; remove {self.path}") from None
         changed = differences(before, json.loads(json.dumps(plan)))
@@ -180,9 +180,9 @@ def file_hash(path: Path) -> str:
 def write_whole(target: Path, text: str, folder: Path) -> None:
     """Write a small file so that it is there whole or not at all, through ``folder`` on the same disk."""
     written = folder / f"{target.name}.new"
-    written.write_text(text)
+    written.write_text(text, encoding="utf-8")
     _to_disk(written)
-    written.replace(target)
+    replace_file(written, target)
     _to_disk(target.parent)
 
 

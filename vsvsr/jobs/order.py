@@ -11,6 +11,7 @@ from vsvsr.filters.apply import apply
 from vsvsr.streaming import Segments
 from vsvsr.video.encoder import Encoding
 from vsvsr.video.film import Film, open_film
+from vsvsr.video.size import Size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Order:
         half: hand frames to the filter as fp16.
         frames: the part to write; the pixels are those of the whole.
         encoding: how it is compressed.
+        size: to scale the filter's result down to.
     """
 
     source: Path
@@ -34,6 +36,7 @@ class Order:
     half: bool
     frames: slice
     encoding: Encoding
+    size: Size | None = None
 
     def check(self) -> None:
         """Refuse what cannot give the pixels of playback.
@@ -60,5 +63,5 @@ class Order:
             stats.update(vs.core.vsvsr.Stats(changed))
             return changed
 
-        film = open_film(self.source, self.target, change, frames=self.frames, on_index=on_index)
+        film = open_film(self.source, self.target, change, frames=self.frames, size=self.size, on_index=on_index)
         return film, Segments(length=stats["grid"], warmup=stats["grid_warmup"])

@@ -33,11 +33,22 @@ _ENCODERS = {
 """Encoders of files that H.264 cannot be in."""
 
 _OPTIONS = {
+    # Every frame by itself, in slices with checksums: what archives ask for.
+    "ffv1": ("-level", "3", "-g", "1", "-slicecrc", "1"),
     # A palette for each frame: one for all would need all frames at once.
     "gif": ("-vf", "split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1"),
     "libwebp": ("-lossless", "1"),
     "mjpeg": ("-q:v", "2"),
 }
+
+_HARDWARE = {
+    "nvenc": ("-rc", "vbr", "-cq", "{crf}", "-b:v", "0", "-preset", "p6", "-tune", "hq"),
+    "qsv": ("-global_quality", "{crf}", "-preset", "slower"),
+    "amf": ("-rc", "cqp", "-qp_i", "{crf}", "-qp_p", "{crf}", "-quality", "quality"),
+    "vaapi": ("-vaapi_device", "/dev/dri/renderD128", "-vf", "format=nv12|p010,hwupload", "-qp", "{crf}"),
+    "videotoolbox": ("-q:v", "{quality}"),
+}
+"""Constant quality of hardware encoders, by what follows the last ``_`` in their names."""
 
 _BESIDE = frozenset({"acodec", "af", "an", "ac", "ar", "scodec", "sn", "metadata", "disposition", "movflags", "f"})
 """Options of ffmpeg that are about sound, subtitles or the file."""
@@ -49,7 +60,7 @@ class Encoding:
 
     Attributes:
         encoder: one of ``ffmpeg -encoders``; None chooses one by the container, libx264 in most.
-        crf: constant quality of the encoders that have it (libx264, libx265, libsvtav1, ...), lower is better.
+        crf: constant quality of the encoders that have it (libx264, libsvtav1, hevc_nvenc, ...), lower is better.
         options: further ffmpeg output options without the leading hyphen, e.g. ``("preset", "slow")``.
     """
 
@@ -60,8 +71,13 @@ class Encoding:
     def arguments(self, target: Path) -> list[str]:
         """Output options of ffmpeg for the picture."""
         encoder = self.encoder or _ENCODERS.get(target.suffix.lower(), "libx264")
-        usual = _OPTIONS.get(encoder, ("-crf", str(self.crf)) if encoder.startswith("lib") else ())
+        usual = _OPTIONS.get(encoder, ("-crf", str(self.crf)) if encoder.startswith("lib") else self._hardware(encoder))
         return ["-c:v", encoder, *usual, *_words(option for option in self.options if not _beside(option[0]))]
+
+    def _hardware(self, encoder: str) -> list[str]:
+        """Options for constant quality of an encoder in hardware; none for others."""
+        options = _HARDWARE.get(encoder.rpartition("_")[2], ())
+        return [option.format(crf=self.crf, quality=100 - 2 * min(self.crf, 49)) for option in options]
 
     def joining(self) -> list[str]:
         """Those of ``options`` that are about sound, subtitles or the file: for when a film is joined."""

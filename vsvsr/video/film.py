@@ -11,6 +11,7 @@ from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.files import check_target, publish, scratch_beside
 from vsvsr.video.encoder import Encoding, encode, is_image, is_numbered, wants_rgb
 from vsvsr.video.ffmpeg import is_truncated, picture_size
+from vsvsr.video.size import Size, scaled_down
 from vsvsr.video.source import Video, from_rgb, one_line_errors, open_video, to_integer_rgb
 
 
@@ -73,6 +74,7 @@ def open_film(
     change: Callable[[vs.VideoNode], vs.VideoNode],
     *,
     frames: slice = slice(None),
+    size: Size | None = None,
     on_index: Callable[[int], None] = lambda percent: None,
 ) -> Film:
     """Open a source and apply a filter to it.
@@ -82,14 +84,17 @@ def open_film(
         target: what it will be written to; decides about the format.
         change: from RGBS to RGB of any size with as many frames.
         frames: the part to write; the pixels are those of the whole.
+        size: to scale the filter's result down to.
         on_index: hears how far the source is indexed, in percent.
 
     Raises:
-        UserError: something about the file or the filter; ``WrongArgumentError``: about ``frames``.
+        UserError: something about the file or the filter; ``WrongArgumentError``: about ``frames`` or ``size``.
     """
     source = open_video(path, on_index)
     with one_line_errors():
         changed = change(source.clip)
+        if size is not None:
+            changed = scaled_down(changed, source, size)
     first, last, _ = frames.indices(changed.num_frames)
     if first >= last:
         raise WrongArgumentError(f"frames {first} to {last}: {path} has {changed.num_frames}")
