@@ -1,6 +1,8 @@
 """Teaching FastReal by a published network: the teacher's pictures, and what a network learns from them."""
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,24 @@ def test_a_warm_start_is_distilled_into_a_recurrent_network_that_says_how_it_was
     assert metadata["command"].startswith("python -m vsvsr.training distill ")
     header = (tmp_path / "run" / "log.csv").read_text().splitlines()[0].split(",")
     assert {"teacher", "truth", "temporal_consistency"} <= set(header)
+
+
+def test_shares_say_how_much_the_teacher_counts_in_each_family(clips: Path, tmp_path: Path) -> None:
+    for name, shares in (("truth", ("0", "0", "0")), ("both", ("1", "0", "0"))):
+        assert _distill(clips, tmp_path / name, "--shares", *shares, "--batch", "4") == 0
+    truth, both = (next(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("truth", "both"))
+    assert (float(truth["teacher"]), float(truth["truth"]) > 0) == (0.0, True)
+    # Batches of four with a clip of each family: the teacher's for one, the truth's for the other.
+    assert float(both["teacher"]) > 0
+    assert 0 < float(both["truth"]) < float(truth["truth"])
+
+
+def test_clips_of_no_known_family_are_refused(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = shutil.copytree(clips, tmp_path / "clips")
+    for path in plain.glob("*/clip.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"family": "clean"}))
+    assert _distill(plain, tmp_path / "run") == 1
+    assert "clips of the family 'clean'" in capsys.readouterr().err
 
 
 def test_a_discriminator_takes_part_where_it_is_asked_for(clips: Path, tmp_path: Path) -> None:

@@ -24,12 +24,8 @@ from vsvsr.training.recurrent import Chunk, RecurrentSettings, RecurrentTraining
 from vsvsr.training.settings import Option
 from vsvsr.training.teach import Teacher, target_name
 
-TEACHER_SHARES = {"eq. 9": 0.6, "noisy capture": 0.3, "light": 0.4}
-"""Of the pixel loss, by the family of the clip's degradation; the rest is the truth's.
-
-Under noise the teacher knows least, and the truth is nearly determined by the earlier frames.
-"""
-_OTHER_SHARE = 0.5
+_FAMILIES = ("eq. 9", "noisy capture", "light")
+"""In the order of the teacher's shares."""
 _START = "realesr-animevideov3"
 
 
@@ -50,6 +46,13 @@ class Settings(RecurrentSettings):
     flow: Annotated[str, Option("shipped weights whose flow estimator a warm start takes")] = "fastreal-compact-x4"
     state_gain: Annotated[float, Option("of the state's weights in a warm start, relative to the others")] = 0.15
     attention_rate: Annotated[float, Option("learning rate of the hidden state attention")] = 1e-3
+    # Under noise the teacher knows least, and the truth is nearly determined by the earlier frames.
+    shares: Annotated[
+        tuple[float, float, float],
+        Option(
+            "of the teacher in the pixel loss, the rest is the truth's: for clips of eq. 9, noisy captures, light ones"
+        ),
+    ] = (0.6, 0.3, 0.4)
     temporal_consistency: Annotated[float, Option("weight of the loss on flicker")] = 0.3
     gan: Annotated[float, Option("weight of the adversarial loss; 0 = none")] = 0.0
     discriminator_rate: Annotated[float, Option("learning rate of the discriminator, constant")] = 1e-4
@@ -65,7 +68,7 @@ class Losses:
         self._target = target_name(settings.teacher)
 
     def __call__(self, chunk: Chunk) -> dict[str, Tensor]:
-        shares = [TEACHER_SHARES.get(family, _OTHER_SHARE) for family in chunk.families]
+        shares = [self._share(family) for family in chunk.families]
         losses = {"teacher": chunk.pictures.new_zeros(()), "truth": chunk.pictures.new_zeros(())}
         for i, share in enumerate(shares):
             taught = charbonnier(chunk.pictures[i], chunk.targets[self._target][i])
@@ -78,6 +81,13 @@ class Losses:
         if self._adversary is not None:
             losses["gan"] = self._settings.gan * self._adversary.loss(chunk.pictures)
         return losses
+
+    def _share(self, family: str) -> float:
+        """Of the teacher, in the pixel loss of a clip."""
+        by_family = dict(zip(_FAMILIES, self._settings.shares, strict=True))
+        if family not in by_family:
+            raise UserError(f"there are clips of the family {family!r}; give clips that build made without --clean")
+        return by_family[family]
 
 
 def network(settings: Settings) -> FastRealVSR:
