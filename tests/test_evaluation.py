@@ -18,8 +18,8 @@ from pycvvdp import cvvdp
 from torch import Tensor
 from typer.testing import CliRunner
 
-from scripts import evaluate_fastreal
-from scripts.evaluate_fastreal import degrade, open_truth, pictures, with_motion
+from scripts.bench import peers
+from scripts.bench.peers import Damage, degrade, open_truth, pictures, with_motion
 from vsvsr.cli.evaluate import app
 from vsvsr.errors import UserError
 from vsvsr.evaluation import compare
@@ -121,43 +121,54 @@ def run_ffmpeg(arguments: list[str]) -> None:
     subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *arguments], check=True)
 
 
-def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["evaluate_fastreal", *map(str, arguments)])
-    evaluate_fastreal.main()
+def run_peers(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> dict[str, dict[str, float]]:
+    """Figures of the benchmark by case and quantity."""
+    table = folder / "figures.csv"
+    monkeypatch.setattr(sys, "argv", ["peers", *map(str, arguments), "--csv", str(table)])
+    peers.main()
+    found: dict[str, dict[str, float]] = {}
+    with table.open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["case"], {})[row["quantity"]] = float(row["value"])
+    return found
 
 
-def test_the_table_compares_three_methods_in_every_case(
-    film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_peers_scores_every_method_in_every_case_and_their_means(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_script(monkeypatch, film, "--first", 4, "--frames", 8)
-    lines = capsys.readouterr().out.splitlines()
-    assert "x4, area downsampling, own motion, 8 frames from frame 4, the first 5 not judged" in lines[0]
-    rows = [line.split() for line in lines[2:11]]
-    assert [row[4] for row in rows] == ["bicubic", "Lanczos", "FastReal"] * 3
-    assert [row[1:4] for row in rows[::3]] == [["0.4", "1.0", "20"], ["1.2", "3.0", "25"], ["2.5", "5.0", "33"]]
-    bicubic = [float(row[5]) for row in rows[::3]]
-    assert 50 > bicubic[0] > bicubic[1] > bicubic[2] > 15
-    gains = [float(rows[i + 2][5]) - float(rows[i][5]) for i in (0, 3, 6)]
-    summary = next(line for line in lines if "psnr_y" in line)
-    assert float(summary.split("mean ")[1].split(",")[0]) == pytest.approx(np.mean(gains), abs=2e-3)
+    names = ("bicubic", "realesr-animevideov3", "fastreal-compact-x4")
+    cases = ("clean", "mild", "heavy")
+    options = ("--first", 4, "--frames", 8, "--methods", *names, "--sheet", tmp_path / "sheets")
+    found = run_peers(monkeypatch, tmp_path, film, *options, "--cases", *cases, "undegraded")
+    assert set(found) == {f"film, {case}, {name}" for case in cases for name in names} | {
+        f"mean, {name}" for name in names
+    }
+    clean, mild, heavy = (found[f"film, {case}, bicubic"] for case in cases)
+    assert 50 > clean["PSNR-Y"] > mild["PSNR-Y"] > heavy["PSNR-Y"] > 15
+    for name in names:
+        scores = [found[f"film, {case}, {name}"]["JOD"] for case in cases]
+        assert found[f"mean, {name}"]["JOD"] == pytest.approx(np.mean(scores), rel=1e-4)
+    assert [found[f"mean, {name}"]["parameters"] for name in names] == [0, 621424, 147554]
+    sizes = {path.stem: Image.open(path).size for path in (tmp_path / "sheets").iterdir()}
+    # Three methods and the truth; what is enlarged undegraded has no truth, and is four times as large.
+    assert sizes["film-mild"] == (4 * 164 - 4, 96 + 18)
+    assert sizes["film-undegraded"] == (3 * 364 - 4, 270 + 18)
 
 
-def test_the_table_compares_with_a_twin_without_a_state_at_either_scale(
-    film: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_peers_compares_with_a_twin_without_a_state_at_either_scale(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = find("fastreal-compact-x2")
-    run_script(monkeypatch, film, "--frames", 8, "--first", 0, "--scale", 2, "--motion", "slow", "--twin", weights)
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.split() for line in lines[2:14]]
-    assert [row[4] for row in rows] == ["bicubic", "Lanczos", "FastReal", "twin"] * 3
-    # The same weights; FastReal has a state, the twin none.
-    assert all(0 < abs(float(rows[i][5]) - float(rows[i + 1][5])) < 2 for i in (2, 6, 10))
-    assert any(line.startswith("FastReal minus twin, flicker") for line in lines)
+    options = ("--scale", 2, "--twin", find("fastreal-compact-x2"), "--motion", "slow", "--cases", "mild")
+    found = run_peers(monkeypatch, tmp_path, film, "--frames", 8, "--first", 0, *options)
+    assert {case.split(", ")[-1] for case in found} == {"bicubic", "Lanczos", "fastreal-compact-x2", "twin"}
+    # The same weights; one has a state, the twin none.
+    own, twin = (found[f"film, mild, {name}"]["PSNR-Y"] for name in ("fastreal-compact-x2", "twin"))
+    assert 0 < abs(own - twin) < 2
 
 
 def test_a_slow_pan_moves_by_a_pixel_a_frame_and_a_still_clip_not_at_all(film: Path) -> None:
-    truth = open_truth(film)[:8]
-    still, slow = (list(pictures(with_motion(truth, motion))) for motion in ("still", "slow"))
+    truth = open_truth(film)
+    still, slow = (list(pictures(with_motion(truth, motion, 8))) for motion in ("still", "slow"))
     assert len(still) == len(slow) == 8
     assert all(np.array_equal(frame, still[0]) for frame in still)
     assert all(np.array_equal(a[:, 1:], b[:, :-1]) for a, b in itertools.pairwise(slow))
@@ -165,23 +176,27 @@ def test_a_slow_pan_moves_by_a_pixel_a_frame_and_a_still_clip_not_at_all(film: P
 
 
 def test_drift_is_written_for_a_moving_and_a_still_clip(
-    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_script(monkeypatch, film, "--frames", 12, "--downsampling", "bicubic", "--drift", tmp_path)
-    assert "film, still motion, 12 frames, FastReal: PSNR-Y" in capsys.readouterr().out
-    for kind in ("own", "still"):
-        with (tmp_path / f"film-{kind}.csv").open() as file:
+    names = ("bicubic", "fastreal-compact-x4")
+    options = ("--frames", 12, "--downsampling", "bicubic", "--drift", tmp_path, "--methods", *names)
+    found = run_peers(monkeypatch, tmp_path, film, *options)
+    for motion in ("own", "slow", "still"):
+        with (tmp_path / f"film-{motion}.csv").open() as file:
             rows = list(csv.DictReader(file))
         assert [(row["clip"], row["frame"]) for row in rows] == [
-            (method, str(frame)) for method in ("bicubic", "FastReal") for frame in range(12)
+            (name, str(frame)) for name in names for frame in range(12)
         ]
-        assert all(15 < float(row["psnr_y"]) < 60 for row in rows)
+        values = [float(row["psnr_y"]) for row in rows]
+        assert all(15 < value < 60 for value in values)
+        first = found[f"film, {motion}, 12 frames, bicubic"]["PSNR-Y, first"]
+        assert first == pytest.approx(np.mean(values[5:12]), abs=1e-3)
 
 
-def test_the_scripts_degradation_is_blur_noise_average_and_codec(film: Path, tmp_path: Path) -> None:
+def test_the_degradation_of_peers_is_blur_noise_average_and_codec(film: Path, tmp_path: Path) -> None:
     truth = open_truth(film)[:3]
     assert (truth.width, truth.height) == (160, 96)
-    small = degrade(truth, (0.01, 0.0, 1), "area", tmp_path / "small.mkv", scale=4)
+    small = degrade(truth, Damage(0.01, 0.0, 1), "area", tmp_path / "small.mkv", scale=4)
     averages = [frame.reshape(24, 4, 40, 4, 3).mean((1, 3)) for frame in pictures(truth)]
     # On luma, which the codec does not subsample.
     weights = np.array((0.2126, 0.7152, 0.0722))

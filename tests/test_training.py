@@ -210,13 +210,20 @@ def test_prior_processing_changes_the_degraded_clip_and_nothing_else(sources: Pa
         assert settings == json.loads((data / clip / "clip.json").read_text())
 
 
-def test_a_share_of_noisy_captures_leaves_the_truth_and_the_other_clips_as_they_were(
-    sources: Path, data: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("share", "family", "ranges"),
+    [
+        ("noisy_share", "noisy capture", {"noise": (8, 30), "crf": (8, 24), "blur": (0.2, 1.2)}),
+        ("heavy_share", "heavy", {"noise": (2, 5), "crf": (28, 35), "blur": (1.8, 3.0)}),
+    ],
+)
+def test_a_share_of_another_family_leaves_the_truth_and_the_other_clips_as_they_were(
+    sources: Path, data: Path, tmp_path: Path, share: str, family: str, ranges: dict[str, tuple[float, float]]
 ) -> None:
     more = dataclasses.replace(DATA, clips=6, frames=2)
     build_dataset(sources, tmp_path / "none", more)
-    build_dataset(sources, tmp_path / "some", dataclasses.replace(more, noisy_share=0.33))
-    noisy = 0
+    build_dataset(sources, tmp_path / "some", dataclasses.replace(more, **{share: 0.33}))
+    others = 0
     for index in range(6):
         before, after = (tmp_path / folder / f"{index:05d}" for folder in ("none", "some"))
         assert (before / "gt.npy").read_bytes() == (after / "gt.npy").read_bytes()
@@ -225,13 +232,13 @@ def test_a_share_of_noisy_captures_leaves_the_truth_and_the_other_clips_as_they_
             assert (before / "lr.npy").read_bytes() == (after / "lr.npy").read_bytes()
             assert settings == json.loads((before / "clip.json").read_text())
             continue
-        noisy += 1
-        assert settings["family"] == "noisy capture"
-        assert 8 <= settings["noise"] <= 30
-        assert 8 <= settings["crf"] <= 24
-        assert settings["sigma"][0] == settings["sigma"][1] < 1.2
+        others += 1
+        assert settings["family"] == family
+        settings["blur"] = max(settings["sigma"])
+        assert all(low <= settings[name] <= high for name, (low, high) in ranges.items())
+        assert settings["sigma"][0] == settings["sigma"][1]
         assert (before / "lr.npy").read_bytes() != (after / "lr.npy").read_bytes()
-    assert 1 <= noisy <= 4
+    assert 1 <= others <= 4
 
 
 def test_noise_has_the_strength_the_grain_and_the_slope_that_were_drawn() -> None:

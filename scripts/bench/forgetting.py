@@ -14,7 +14,7 @@ import torch
 import vapoursynth as vs
 
 from scripts.bench import harness
-from scripts.evaluate_fastreal import open_truth
+from scripts.bench.peers import open_truth
 from vsvsr.evaluation.metrics import psnr
 
 WARMUPS = (0, 1, 2, 3, 4, 6, 8, 12)

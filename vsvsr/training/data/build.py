@@ -33,6 +33,7 @@ class DatasetConfig:
     video_share: Annotated[float, Option("share of the clips cut from real videos, when there are any, 0 to 1")] = 0.5
     noisy_share: Annotated[float, Option("share of noisy captures, encoded well (tapes, grain, darkness)")] = 0.0
     light_share: Annotated[float, Option("share of good footage, hardly degraded")] = 0.0
+    heavy_share: Annotated[float, Option("share of heavily blurred and compressed footage")] = 0.0
     interlaced_share: Annotated[float, Option("share of clips of interlaced origin")] = 0.0
     recompressed_share: Annotated[float, Option("share of clips compressed twice")] = 0.0
     seed: Annotated[int, Option("of everything random")] = 0
@@ -111,7 +112,7 @@ def _check(config: DatasetConfig) -> None:
     if any(side % multiple for side in config.size):
         height, width = config.size
         raise UserError(f"--size {height} {width} is not possible; allowed: multiples of {multiple}")
-    for name in ("video_share", "noisy_share", "light_share", "interlaced_share", "recompressed_share"):
+    for name in ("video_share", "noisy_share", "light_share", "heavy_share", "interlaced_share", "recompressed_share"):
         share = getattr(config, name)
         if not 0 <= share <= 1:
             raise UserError(f"--{name.replace('_', '-')} {share} is not possible; allowed: 0 to 1")
@@ -127,6 +128,8 @@ def _draw_degradation(rng: np.random.Generator, config: DatasetConfig, index: in
         family, degradation = "noisy capture", Degradation.draw_noisy(own, scale=config.scale)
     elif kind < config.noisy_share + config.light_share:
         family, degradation = "light", Degradation.draw_light(own, scale=config.scale)
+    elif kind < config.noisy_share + config.light_share + config.heavy_share:
+        family, degradation = "heavy", Degradation.draw_heavy(own, scale=config.scale)
     prior = degradation.with_prior_processing(
         rng, interlaced=config.interlaced_share, recompressed=config.recompressed_share
     )

@@ -108,6 +108,19 @@ class Degradation:
             crf=int(rng.integers(12, 25)),
         )
 
+    @classmethod
+    def draw_heavy(cls, rng: np.random.Generator, *, scale: int) -> "Degradation":
+        """Parameters of the worst footage of eq. 9: blur 1.8 to 3, noise 2 to 5 steps, crf 28 to 35."""
+        share = scale / 4
+        sigma = share * rng.uniform(1.8, 3.0)
+        return cls(
+            sigma=(sigma, sigma),
+            noise=share * rng.uniform(2, 5),
+            grey_noise=bool(rng.random() < 0.5),
+            resize=_RESIZES[int(rng.choice(3, p=(0.6, 0.15, 0.25)))],
+            crf=int(rng.integers(28, 36)),
+        )
+
     def with_prior_processing(
         self, rng: np.random.Generator, *, interlaced: float, recompressed: float
     ) -> "Degradation":

@@ -24,7 +24,7 @@ from vsvsr.training.recurrent import Chunk, RecurrentSettings, RecurrentTraining
 from vsvsr.training.settings import Option
 from vsvsr.training.teach import Teacher, target_name
 
-_FAMILIES = ("eq. 9", "noisy capture", "light")
+_FAMILIES = ("eq. 9", "noisy capture", "light", "heavy")
 """In the order of the teacher's shares."""
 _START = "realesr-animevideov3"
 
@@ -39,6 +39,9 @@ class Settings(RecurrentSettings):
     warmup: int = 100
     ema: float = 0.998
     teacher: Annotated[Teacher, Option("whose pictures to learn from")] = "realesrgan-x4plus"
+    heavy_teacher: Annotated[Teacher, Option("whose pictures to learn heavily degraded clips from")] = (
+        "realesrgan-x4plus"
+    )
     start: Annotated[Path | None, Option("FastReal weights to start from; by default Real-ESRGAN's animevideov3")] = (
         None
     )
@@ -48,11 +51,12 @@ class Settings(RecurrentSettings):
     attention_rate: Annotated[float, Option("learning rate of the hidden state attention")] = 1e-3
     # Under noise the teacher knows least, and the truth is nearly determined by the earlier frames.
     shares: Annotated[
-        tuple[float, float, float],
+        tuple[float, float, float, float],
         Option(
-            "of the teacher in the pixel loss, the rest is the truth's: for clips of eq. 9, noisy captures, light ones"
+            "of the teacher in the pixel loss, the rest is the truth's: for clips of eq. 9, noisy captures, light and "
+            "heavy ones"
         ),
-    ] = (0.6, 0.3, 0.4)
+    ] = (0.6, 0.3, 0.4, 0.6)
     temporal_consistency: Annotated[float, Option("weight of the loss on flicker")] = 0.3
     gan: Annotated[float, Option("weight of the adversarial loss; 0 = none")] = 0.0
     discriminator_rate: Annotated[float, Option("learning rate of the discriminator, constant")] = 1e-4
@@ -65,13 +69,14 @@ class Losses:
 
     def __init__(self, settings: Settings, adversary: Adversary | None) -> None:
         self._settings, self._adversary = settings, adversary
-        self._target = target_name(settings.teacher)
+        self._teachers = dict.fromkeys(_FAMILIES, settings.teacher) | {"heavy": settings.heavy_teacher}
 
     def __call__(self, chunk: Chunk) -> dict[str, Tensor]:
         shares = [self._share(family) for family in chunk.families]
         losses = {"teacher": chunk.pictures.new_zeros(()), "truth": chunk.pictures.new_zeros(())}
-        for i, share in enumerate(shares):
-            taught = charbonnier(chunk.pictures[i], chunk.targets[self._target][i])
+        for i, (family, share) in enumerate(zip(chunk.families, shares, strict=True)):
+            target = chunk.targets[target_name(self._teachers[family])]
+            taught = charbonnier(chunk.pictures[i], target[i])
             losses["teacher"] = losses["teacher"] + share / len(shares) * taught
             true = charbonnier(chunk.pictures[i], chunk.truth[i])
             losses["truth"] = losses["truth"] + (1 - share) / len(shares) * true
@@ -110,7 +115,8 @@ def run(settings: Settings) -> None:
     taught = network(settings).to(processes.device)
     if taught.scale != 4:
         raise UserError(f"the teachers enlarge four times, {settings.start} has scale {taught.scale}; give x4 weights")
-    training, validation = open_clips(taught, settings, processes, targets=[target_name(settings.teacher)])
+    targets = sorted({target_name(settings.teacher), target_name(settings.heavy_teacher)})
+    training, validation = open_clips(taught, settings, processes, targets=targets)
     adversary = None
     if settings.gan:
         adversary = Adversary(
