@@ -1,4 +1,4 @@
-"""What is made from the filters' settings: typed functions, stubs, the README's tables."""
+"""What is made from the filters' settings: typed functions, stubs, the tables of the documentation."""
 
 import os
 import shutil
@@ -11,6 +11,7 @@ import vapoursynth as vs
 
 import vsvsr
 from vsvsr.filters.generate import COMMAND, ROOT, generated
+from vsvsr.filters.registry import FILTERS
 
 SCRIPT = """\
 import vapoursynth as vs
@@ -33,7 +34,9 @@ vs.core.vsvsr.FastReal(clip, tile=clip)  # wrong
 def test_the_generated_files_are_what_the_settings_say() -> None:
     for path, text in generated().items():
         assert path.read_text() == text, f"{path.name} is not what the settings say; run: {COMMAND}"
-    assert set(generated()) == {ROOT / "README.md", ROOT / "vsvsr" / "__init__.py"}
+    pages = {ROOT / "docs" / "filters" / f"{name.lower()}.md" for name in FILTERS}
+    assert set(generated()) == {ROOT / "vsvsr" / "__init__.py", *pages}
+    assert set((ROOT / "docs" / "filters").iterdir()) == pages
 
 
 def test_type_checkers_know_every_argument(tmp_path: Path) -> None:

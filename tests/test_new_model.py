@@ -137,8 +137,9 @@ print(json.dumps(told))
 
 
 def contents(root: Path) -> dict[str, str]:
-    """The sources of the package with README, by path, as hashes."""
-    files = [root / "README.md", *(path for path in (root / "vsvsr").rglob("*") if path.is_file())]
+    """The sources of the package with README and documentation, by path, as hashes."""
+    below = (path for folder in ("vsvsr", "docs") for path in (root / folder).rglob("*") if path.is_file())
+    files = [root / "README.md", *below]
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
@@ -175,6 +176,7 @@ def test_a_model_is_added_in_five_places_and_plays(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "vsvsr", copy / "vsvsr", ignore=ignored)
+    shutil.copytree(ROOT / "docs", copy / "docs", ignore=ignored)
     shutil.copy(ROOT / "README.md", copy)
     before = contents(copy)
     add_toy(copy)
@@ -194,6 +196,7 @@ def test_a_model_is_added_in_five_places_and_plays(tmp_path: Path) -> None:
     touched = {path for path in after if after[path] != before.get(path)}
     assert touched == {
         "README.md",
+        "docs/filters/toy.md",  # begun by the generator
         "vsvsr/__init__.py",  # generated
         "vsvsr/filters/registry.py",
         "vsvsr/filters/toy.py",
@@ -201,7 +204,8 @@ def test_a_model_is_added_in_five_places_and_plays(tmp_path: Path) -> None:
         "vsvsr/weights/manifest.py",
         "vsvsr/weights/shipped/toy-x2.safetensors",
     }
-    assert "| `gain` | 1 | 0 to 2 | what samples are multiplied by |" in (copy / "README.md").read_text()
+    page = (copy / "docs" / "filters" / "toy.md").read_text()
+    assert "| `gain` | 1 | 0 to 2 | what samples are multiplied by |" in page
 
     generated = tmp_path / "generated"
     generated.mkdir()

@@ -1,4 +1,4 @@
-"""Rewrites what is made from the filters' settings: the typed functions of the package, the README's tables.
+"""Rewrites what is made from the filters' settings: the typed functions of the package, the tables in docs/filters.
 
 The plugin's signatures are made when it is built (`vsvsr.filters.signatures`), the help of the command line when it is
 shown. Run ``python -m vsvsr.filters.generate`` after a change of an argument.
@@ -25,29 +25,43 @@ _TYPES: dict[type, str] = {bool: "bool", int: "int", float: "float", str: "str",
 
 def generated() -> dict[Path, str]:
     """The text of every file that has a generated part, by path."""
-    package, readme = ROOT / "vsvsr" / "__init__.py", ROOT / "README.md"
-    return {
-        package: _formatted(_replaced(package.read_text(), "# ", "", typed_functions())),
-        readme: _replaced(readme.read_text(), "<!-- ", " -->", tables()),
-    }
+    package = ROOT / "vsvsr" / "__init__.py"
+    pages = {page(name): _replaced(_written(name), "<!-- ", " -->", table(name)) for name in FILTERS}
+    return {package: _formatted(_replaced(package.read_text(), "# ", "", typed_functions())), **pages}
+
+
+def page(name: str) -> Path:
+    """The page about a filter in the documentation."""
+    return ROOT / "docs" / "filters" / f"{name.lower()}.md"
+
+
+def _written(name: str) -> str:
+    """The page as it is, or the beginning of one."""
+    if page(name).is_file():
+        return page(name).read_text()
+    return f"# {name}\n\n{_summary(name)}\n\n## Arguments\n\n{''.join(_markers('<!-- ', ' -->'))}"
+
+
+def _summary(name: str) -> str:
+    return (FILTERS[name].settings.__doc__ or "").splitlines()[0]
 
 
 def typed_functions() -> str:
     """One function with types and a docstring per filter."""
-    names = sorted([*FILTERS, "Stats", "Version"], key=lambda name: (not name.isupper(), name))
-    return f"__all__ = {names}\n\n\n" + "\n\n".join(_typed_function(name) for name in FILTERS)
+    names = sorted([*FILTERS, "Stats", "Version", "upscale"], key=lambda name: (not name.isupper(), name))
+    functions = [_typed_function(name) for name in FILTERS]
+    return f"__all__ = {names}\n\n\n" + "\n\n".join((*functions, *map(_overload, FILTERS)))
 
 
 def _typed_function(name: str) -> str:
     arguments = arguments_of_filter(name)
-    summary = FILTERS[name].settings.__doc__ or ""
     lines = [
         f"def {name}(",
         '    clip: "vs.VideoNode",',
         "    *,",
-        *(f"    {argument.name}: {_annotation(argument)} = None," for argument in arguments),
+        *_parameters(arguments),
         ') -> "vs.VideoNode":',
-        f'    """{summary.splitlines()[0]}',
+        f'    """{_summary(name)}',
         "",
         "    Args:",
         "        clip: RGBS or RGBH, from 16x16.",
@@ -64,6 +78,27 @@ def _typed_function(name: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _overload(name: str) -> str:
+    """`vsvsr.upscale` with one filter and its arguments; the first filter is the default."""
+    default = f' = "{name}"' if name == next(iter(FILTERS)) else ""
+    lines = [
+        "@overload",
+        "def upscale(",
+        '    clip: "vs.VideoNode",',
+        f'    name: Literal["{name}"]{default},',
+        "    *,",
+        "    half: bool = False,",
+        *_parameters(arguments_of_filter(name)),
+        ') -> "vs.VideoNode": ...',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _parameters(arguments: Iterable[Argument]) -> Iterator[str]:
+    return (f"    {argument.name}: {_annotation(argument)} = None," for argument in arguments)
 
 
 def _annotation(argument: Argument) -> str:
@@ -95,19 +130,13 @@ def _wrapped(text: str) -> Iterable[str]:
     )
 
 
-def tables() -> str:
-    """The README's tables: what all filters share, then what each adds or declares otherwise."""
-    parts = ["Every filter takes:\n", *_table(SharedSettings.arguments())]
-    for name in FILTERS:
-        parts += [f"\n`core.vsvsr.{name}` also:\n", *_table(own_arguments(name))]
-    return "\n".join(parts) + "\n"
-
-
-def _table(arguments: Iterable[Argument]) -> Iterator[str]:
-    yield "| argument | default | allowed | meaning |"
-    yield "| --- | --- | --- | --- |"
-    for argument in arguments:
-        yield f"| `{argument.name}` | {argument.usual} | {argument.bounds} | {argument.meaning} |"
+def table(name: str) -> str:
+    """Every argument of a filter, for its page."""
+    rows = (
+        f"| `{argument.name}` | {argument.usual} | {argument.bounds} | {argument.meaning} |"
+        for argument in arguments_of_filter(name)
+    )
+    return "\n".join(("| argument | default | allowed | meaning |", "| --- | --- | --- | --- |", *rows, ""))
 
 
 def arguments_of_filter(name: str) -> tuple[Argument, ...]:
@@ -127,10 +156,14 @@ def own_arguments(name: str) -> tuple[Argument, ...]:
 
 def _replaced(text: str, opening: str, closing: str, block: str) -> str:
     """``text`` with ``block`` between its two marker lines."""
-    first, last = f"{opening}generated by {COMMAND}{closing}\n", f"{opening}end of the generated part{closing}\n"
+    first, last = _markers(opening, closing)
     before, _, rest = text.partition(first)
     _, _, after = rest.partition(last)
     return f"{before}{first}\n{block}\n{last}{after}"
+
+
+def _markers(opening: str, closing: str) -> tuple[str, str]:
+    return f"{opening}generated by {COMMAND}{closing}\n", f"{opening}end of the generated part{closing}\n"
 
 
 def _formatted(code: str) -> str:
@@ -141,6 +174,7 @@ def _formatted(code: str) -> str:
 def main() -> None:
     """Write the files."""
     for path, text in generated().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
 

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -16,13 +16,11 @@ import platformdirs
 import vapoursynth as vs
 
 from vsvsr.errors import UserError
+from vsvsr.video.colour import colour_of, from_float_rgb, to_float_rgb
 from vsvsr.video.matroska import TIMESTAMPS_PER_SECOND, Colour
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-_UNSPECIFIED = 2  # in ITU-T H.273
-_BT709 = 1
-_BT601 = 6
 _NO_TIMESTAMP = -(1 << 63)
 
 
@@ -125,7 +123,9 @@ def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: Non
         props = decoded.get_frame(0).props
     if props.get("_FieldBased", 0):
         raise UserError(f"{path} is interlaced; deinterlace it first: ffmpeg -i {path} -vf bwdif DEINTERLACED.mkv")
-    colour = _colour(decoded, props)
+    colour = colour_of(decoded, props)
+    if decoded.format.color_family == vs.RGB:
+        colour = replace(colour, full_range=False)  # it is written as YUV
     rotation = int(props.get("Rotation", 0))
     if rotation % 90:
         raise UserError(f"{path} is to be shown turned by {rotation} degrees; allowed are multiples of 90")
@@ -133,7 +133,7 @@ def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: Non
     return Video(
         path=path,
         # Turned only now: the chroma siting is that of the frame as it is in the file.
-        clip=_turn(_to_rgb(decoded, colour), rotation, flip=bool(props.get("FlipVertical", 0))),
+        clip=_turn(to_float_rgb(decoded, colour), rotation, flip=bool(props.get("FlipVertical", 0))),
         file_format=decoded.format,
         colour=colour,
         sample_aspect_ratio=aspect if rotation % 180 == 0 else 1 / aspect,
@@ -223,27 +223,6 @@ def _timestamps(stamps: list[int], time_base: Fraction, rate: Fraction, count: i
     return [*(round(stamp * unit) for stamp in stamps), round(stamps[-1] * unit + last)]
 
 
-def _colour(clip: vs.VideoNode, props: "vs.FrameProps") -> Colour:
-    matrix = props.get("_Matrix", _UNSPECIFIED)
-    if clip.format.color_family == vs.RGB:
-        matrix = _BT709
-    elif matrix == _UNSPECIFIED:
-        matrix = _BT709 if clip.width > 1024 or clip.height > 576 else _BT601
-    return Colour(
-        matrix=matrix,
-        transfer=props.get("_Transfer", _UNSPECIFIED),
-        primaries=props.get("_Primaries", _UNSPECIFIED),
-        full_range=clip.format.color_family != vs.RGB and props.get("_Range", 0) == 1,
-        chroma_location=props.get("_ChromaLocation"),
-    )
-
-
-def _to_rgb(clip: vs.VideoNode, colour: Colour) -> vs.VideoNode:
-    if clip.format.color_family == vs.RGB:
-        return clip.resize.Bicubic(format=vs.RGBS)
-    return clip.resize.Bicubic(format=vs.RGBS, matrix_in=colour.matrix)
-
-
 def _turn(clip: vs.VideoNode, degrees: int, *, flip: bool) -> vs.VideoNode:
     """The picture upside down if ``flip``, then turned clockwise."""
     if flip:
@@ -273,9 +252,4 @@ def from_rgb(clip: vs.VideoNode, source: Video) -> vs.VideoNode:
         family = vs.YUV
         subsampling = {0: (0, 0), 1: (1, min(file_format.subsampling_h, 1))}[min(file_format.subsampling_w, 1)]
     target = vs.core.query_video_format(family, vs.INTEGER, bits, *subsampling)
-    return clip.resize.Bicubic(
-        format=target.id,
-        matrix=source.colour.matrix,
-        range_s="full" if source.colour.full_range else "limited",
-        chromaloc=source.colour.chroma_location if subsampling != (0, 0) else None,
-    )
+    return from_float_rgb(clip, target, source.colour)
