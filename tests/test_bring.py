@@ -35,8 +35,7 @@ SMALL_CLIP = partial(clip_iqa.ClipIQA, layers=(1, 1), width=16, outputs=64, text
 SMALL_X4PLUS = partial(RRDBNet, 8, 1, 4)
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks in place of the published ones, whose files have up to 4 GB and take minutes a frame."""
     monkeypatch.setattr("vsvsr.models.mia.checkpoints.PUBLISHED", SMALL_MIA)
     monkeypatch.setattr(clip_iqa, "ClipIQA", SMALL_CLIP)
@@ -44,6 +43,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "FULL", TINY)
     monkeypatch.setattr(checkpoints, "load_released", partial(checkpoints.load_released, config=TINY))
     monkeypatch.setattr("vsvsr.filters.bring.released_tensors", partial(checkpoints.released_tensors, config=TINY))
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ def colour_of(clip: vs.VideoNode, props: "vs.FrameProps") -> Colour:
 def to_float_rgb(clip: vs.VideoNode, colour: Colour, *, half: bool = False) -> vs.VideoNode:
     """RGBS, or RGBH: full range, by the matrix of ``colour``; range and chroma placement are read from each frame."""
     if clip.format.color_family != vs.RGB:
-        clip = clip.std.SetFrameProps(_Matrix=colour.matrix)  # the resizer refuses some tags even where it is told better
+        clip = clip.std.SetFrameProps(_Matrix=colour.matrix)  # given as an argument, some tags would still be refused
     return clip.resize.Bicubic(format=vs.RGBH if half else vs.RGBS)
 
 
