@@ -46,9 +46,9 @@ WITH_CODE = [page for page in PAGES if blocks(page)]
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the pages name."""
     folder = tmp_path_factory.mktemp("films")
-    small(folder / "in.mkv")
+    small(folder / "in.mkv", vf="scale=64:48")
     small(folder / "holiday.mp4", vf="scale=32:24", frames=4)
-    ffmpeg("-i", folder / "in.mkv", "-vf", "scale=256:144:flags=bilinear", folder / "truth.mkv")
+    ffmpeg("-i", folder / "in.mkv", "-vf", "scale=256:192", folder / "truth.mkv")
     (folder / "frames").mkdir()
     ffmpeg("-i", folder / "in.mkv", "-frames:v", "2", folder / "frames" / "%04d.png")
     (folder / "run").mkdir()
