@@ -348,7 +348,7 @@ def test_the_doctor_names_what_is_broken_and_what_mends_it(tmp_path: Path) -> No
     bad = [(line[1], after[1]) for line, after in itertools.pairwise(lines) if line[0] == "BAD"]
     assert [(state.split()[0], remedy) for state, remedy in bad] == [
         ("torch", "pip install --force-reinstall torch"),
-        ("plugin", "pip install --force-reinstall --no-deps vsvsr (once torch is ok)"),
+        ("plugin", "once torch is ok: pip install --force-reinstall --no-deps vsvsr"),
         ("vspipe", "vapoursynth config"),
     ]
     assert "libcudart.so.99: no such file" in bad[0][0]

@@ -54,6 +54,8 @@ def run() -> tuple[int, str]:
         code, message = error.exit_code, error.format_message()
     except UserError as error:
         code, message = 2 if isinstance(error, WrongArgumentError) else 1, str(error)
+    except typer.Abort:
+        message = "no answer"  # to a question; the input has ended
     except BrokenPipeError:
         message = ""  # whoever read our output wants no more of it
     except OSError as error:

@@ -13,13 +13,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from vsvsr.cli import cards, mend
 from vsvsr.errors import UserError
 from vsvsr.filters.registry import FILTERS
 
 REINSTALL = "pip install --force-reinstall --no-deps vsvsr"
+
+TORCH_WITH_CUDA = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130"
 
 app = typer.Typer()
 
@@ -31,16 +35,23 @@ class Finding:
     Attributes:
         subject: what was looked at.
         state: what was found.
-        remedy: what mends it, mostly a line to type, where something is wrong.
+        remedy: what mends it, where something is wrong: a line to type, which `mend` can run, or words.
     """
 
     subject: str
     state: str
     remedy: str | None = None
 
+    @property
+    def command(self) -> str | None:
+        """The remedy if it is a line to type."""
+        return self.remedy if self.remedy is not None and self.remedy.split()[0] in mend.MODULES else None
+
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Ask for each such line whether to run it.")] = False,
+) -> None:
     """Show versions, devices, the plugin and the weights; say what is wrong and how to mend it."""
     findings = [finding for check in CHECKS for finding in _guarded(check)]
     width = max(len(finding.subject) for finding in findings)
@@ -48,6 +59,11 @@ def doctor() -> None:
         typer.echo(f"{'ok ' if finding.remedy is None else 'BAD'}  {finding.subject:{width}}  {finding.state}")
         if finding.remedy is not None:
             typer.echo(f"{'':{width + 7}}mend: {finding.remedy}")
+    commands = dict.fromkeys(finding.command for finding in findings if finding.command is not None)
+    chosen = [command for command in commands if fix and typer.confirm(f"run {command}?")]
+    if chosen:
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", mend.__name__, *chosen])
     if any(finding.remedy is not None for finding in findings):
         raise typer.Exit(1)
 
@@ -81,7 +97,7 @@ def _torch() -> Iterator[Finding]:
 
     found = list(gpus())
     if not found:
-        yield Finding("device", "CPU only")
+        yield _without_gpu(torch.__version__, built_for_gpus=bool(torch.version.cuda or torch.version.hip))
     for gpu in found:
         if gpu.problem is not None:
             yield Finding("device", gpu.problem, "a newer driver, or the torch for this one: pytorch.org/get-started")
@@ -94,6 +110,28 @@ def _torch() -> Iterator[Finding]:
         if problem is not None and torch.cuda.get_device_capability(device) >= (8, 0):
             state += _missing_for_kernels()
         yield Finding(f"kernels on {gpu.index}", state)
+
+
+def _without_gpu(version: str, *, built_for_gpus: bool) -> Finding:
+    """What it means that torch sees no GPU, by the cards that are here."""
+    here = cards.vendors()
+    if "NVIDIA" in here and built_for_gpus:
+        return Finding(
+            "device",
+            f"CPU only: there is an NVIDIA card, but torch {version} finds no working driver for it",
+            "install the driver from nvidia.com/drivers",
+        )
+    if "NVIDIA" in here:
+        return Finding("device", f"CPU only: there is an NVIDIA card, but torch {version} has no CUDA", TORCH_WITH_CUDA)
+    if "AMD" in here and not built_for_gpus and sys.platform == "linux":
+        # Not a fault: processors have such a graphics unit, too.
+        return Finding(
+            "device",
+            "CPU only; for an AMD card take PyTorch's ROCm build (pytorch.org/get-started); nobody has tried it here",
+        )
+    unused = sorted(here - {"NVIDIA"})
+    others = f"; vsvsr does not use graphics by {' and '.join(unused)}" if unused else ""
+    return Finding("device", f"CPU only{others}")
 
 
 def _missing_for_kernels() -> str:
@@ -111,7 +149,7 @@ def _plugin() -> Iterator[Finding]:
         try:
             version = vs.core.vsvsr.Version()["version"]
         except vs.Error as error:
-            yield Finding("plugin", f"loaded, but: {_one_line(error)}", f"{REINSTALL} (once torch is ok)")
+            yield Finding("plugin", f"loaded, but: {_one_line(error)}", f"once torch is ok: {REINSTALL}")
             return
         filters = [f.name for f in vs.core.vsvsr.functions() if f.return_signature.startswith("clip:")]
         yield Finding("plugin", f"{_text(version)}, filters {', '.join(filters)}")
