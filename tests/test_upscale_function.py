@@ -28,6 +28,7 @@ def test_a_tagged_clip_is_converted_by_its_tags_and_keeps_them(name: str, plain:
     video_format, matrix, levels, place = TAGGED[name]
     siting = {"chromaloc_s": place} if place else {}
     clip = plain.resize.Bicubic(format=video_format, matrix_s=matrix, range_s=levels, **siting)
+    clip = clip.std.SetFrameProps(_Transfer=16, _Primaries=9)
     siting_in = {"chromaloc_in_s": place} if place else {}
     rgb = clip.resize.Bicubic(format=vs.RGBS, matrix_in_s=matrix, range_in_s=levels, **siting_in)
     large = vs.core.vsvsr.FastReal(rgb, device_index=-1)
@@ -37,7 +38,8 @@ def test_a_tagged_clip_is_converted_by_its_tags_and_keeps_them(name: str, plain:
     assert play(output) == play(expected)
     tags = ("_Matrix", "_Range", "_ChromaLocation", "_Transfer", "_Primaries")
     with clip.get_frame(1) as before, output.get_frame(1) as after:
-        assert {tag: after.props.get(tag) for tag in tags} == {tag: before.props.get(tag) for tag in tags}
+        kept = {tag: before.props.get(tag) for tag in tags}
+        assert {tag: after.props.get(tag) for tag in tags} == kept
 
 
 @pytest.mark.parametrize(("width", "height", "matrix"), [(1040, 16, "709"), (48, 592, "709"), (1024, 16, "170m")])
@@ -52,7 +54,8 @@ def test_a_clip_without_colour_tags_counts_as_players_take_it_and_is_tagged(
     with output.get_frame(0) as frame:
         assert frame.props["_Matrix"] == {"709": 1, "170m": 6}[matrix]
         assert (frame.props["_Range"], frame.props["_ChromaLocation"]) == (0, 0)
-    output.resize.Bicubic(format=vs.RGB24).get_frame(0).close()  # as previewers do; it fails without a matrix
+    # As previewers do; it fails without a matrix, a transfer or primaries.
+    output.resize.Bicubic(format=vs.RGB24, transfer_s="709", primaries_s="709").get_frame(0).close()
 
 
 def test_a_matrix_that_no_yuv_can_have_counts_as_none(plain: vs.VideoNode) -> None:

@@ -7,7 +7,7 @@ import vapoursynth as vs
 from vsvsr.errors import UserError
 from vsvsr.filters.apply import apply
 from vsvsr.filters.registry import FILTERS
-from vsvsr.video.colour import colour_of, from_float_rgb, to_float_rgb
+from vsvsr.video.colour import colour_of, completed, from_float_rgb, to_float_rgb
 
 
 def upscale(name: str, clip: vs.VideoNode, arguments: Mapping[str, object], *, half: bool) -> vs.VideoNode:
@@ -21,11 +21,12 @@ def upscale(name: str, clip: vs.VideoNode, arguments: Mapping[str, object], *, h
                     "the clip is interlaced; deinterlace it first, or, if only its tag is wrong, use "
                     "clip.std.SetFieldBased(0)"
                 )
-            colour = colour_of(clip, props)
+            colour = completed(colour_of(clip, props), clip.format)
         rgb = to_float_rgb(clip, colour, half=half)
     except UserError as error:
         raise vs.Error(f"upscale: {error}") from None
-    return from_float_rgb(apply(name, rgb, arguments), clip.format, colour)
+    output = from_float_rgb(apply(name, rgb, arguments), clip.format, colour)
+    return output.std.SetFrameProps(_Transfer=colour.transfer, _Primaries=colour.primaries)
 
 
 def _check(name: str, clip: vs.VideoNode, arguments: Mapping[str, object]) -> None:

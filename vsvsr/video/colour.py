@@ -1,5 +1,7 @@
 """From a clip's own colours to RGB and back, by its tags: matrix, range, chroma placement."""
 
+from dataclasses import replace
+
 import vapoursynth as vs
 
 from vsvsr.video.matroska import Colour
@@ -10,6 +12,11 @@ _BT709 = 1
 _UNSPECIFIED = 2
 _RESERVED = 3
 _BT601 = 6
+_SRGB = 13
+
+_PRIMARIES = {1: 1, 5: 5, 6: 6, 7: 7, 9: 9, 10: 9}
+"""Those that go with a matrix."""
+_TRANSFER = {1: 1, 5: 6, 6: 6, 7: 7, 9: 14, 10: 14}
 
 
 def colour_of(clip: vs.VideoNode, props: "vs.FrameProps") -> Colour:
@@ -31,6 +38,16 @@ def colour_of(clip: vs.VideoNode, props: "vs.FrameProps") -> Colour:
         full_range=props.get("_Range", int(is_rgb)) == 1,
         chroma_location=props.get("_ChromaLocation"),
     )
+
+
+def completed(colour: Colour, video_format: vs.VideoFormat) -> Colour:
+    """With a transfer and primaries that go with the matrix, where there are none: previewers show nothing without."""
+    transfer, primaries = colour.transfer, colour.primaries
+    if transfer == _UNSPECIFIED:
+        transfer = _SRGB if video_format.color_family == vs.RGB else _TRANSFER.get(colour.matrix, _BT709)
+    if primaries == _UNSPECIFIED:
+        primaries = _PRIMARIES.get(colour.matrix, _BT709)
+    return replace(colour, transfer=transfer, primaries=primaries)
 
 
 def to_float_rgb(clip: vs.VideoNode, colour: Colour, *, half: bool = False) -> vs.VideoNode:
