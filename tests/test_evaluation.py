@@ -308,3 +308,95 @@ def test_few_frames_are_held_at_a_time_however_long_the_clip_is(
     assert [row[0] for row in rows] == ["film", "bicubic", "Lanczos"]
     assert len((tmp_path / "frames.csv").read_text().splitlines()) == 1 + 3 * 7
     assert most <= 6
+
+
+def write_sequence(folder: Path, frames: np.ndarray, name: str = "{:08d}.png", first: int = 0) -> None:
+    """Numbered pictures of frames ``(t, h, w, 3)`` uint8."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, frame in enumerate(frames, first):
+        Image.fromarray(frame).save(folder / name.format(number))
+
+
+def pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(20, 200, shape, dtype=np.uint8)
+
+
+def off_by(frames: np.ndarray, *steps: int) -> np.ndarray:
+    """Each frame off by so many steps in all colours."""
+    return frames + np.array(steps, np.uint8)[:, None, None, None]
+
+
+def psnr_of(*steps: float) -> float:
+    return float(np.mean([20 * math.log10(255 / step) for step in steps]))
+
+
+def test_reds4_is_judged_in_rgb_clip_by_clip_whatever_lies_beside_it(tmp_path: Path) -> None:
+    truth, results = tmp_path / "train_sharp", tmp_path / "results"
+    for seed, name in enumerate(("000", "011", "015", "020", "021")):
+        frames = pixels(2, 16, 24, 3, seed=seed)
+        write_sequence(truth / name, frames)
+        write_sequence(results / name, off_by(frames, 1, 1 + seed))
+    rows = evaluated(results, truth, "--protocol", "reds4")
+    assert [row[0] for row in rows] == ["000", "011", "015", "020", "mean"]
+    expected = [psnr_of(1, 1 + seed) for seed in range(4)]
+    assert [float(row[1]) for row in rows[:4]] == pytest.approx(expected, abs=0.006)
+    assert float(rows[4][-2]) == pytest.approx(np.mean(expected), abs=0.006)
+    first = pixels(2, 16, 24, 3)
+    values = [float(ssim(*(to_tensor(x[i : i + 1]) * 255 for x in (off_by(first, 1, 1), first)))) for i in (0, 1)]
+    assert float(rows[0][2]) == pytest.approx(np.mean(values), abs=6e-5)
+
+
+def test_vid4_is_judged_on_luma(tmp_path: Path) -> None:
+    for name in ("calendar", "city", "foliage", "walk"):
+        frames = pixels(2, 16, 24, 3)
+        write_sequence(tmp_path / "truth" / name, frames)
+        write_sequence(tmp_path / "results" / name, off_by(frames, 2, 2))
+    rows = evaluated(tmp_path / "results", tmp_path / "truth", "--protocol", "vid4")
+    # A step of grey is 219 / 255 of a step of luma.
+    assert [float(row[-2]) for row in rows] == pytest.approx([psnr_of(2 * 219 / 255)] * 5, abs=0.006)
+
+
+@pytest.mark.parametrize("frames", [7, 1])
+def test_vimeo_is_judged_on_luma_of_the_middle_frames_of_the_listed_clips(tmp_path: Path, frames: int) -> None:
+    listed = ("00001/0266", "00002/0001")
+    for seed, name in enumerate((*listed, "00003/0001")):
+        clip = pixels(7, 16, 24, 3, seed=seed)
+        write_sequence(tmp_path / "vimeo/sequences" / name, clip, "im{}.png", 1)
+        result = off_by(clip, 9, 9, 9, 1 + seed, 9, 9, 9) if frames == 7 else off_by(clip[3:4], 1 + seed)
+        write_sequence(tmp_path / "results" / name, result, "im{}.png", 1)
+    (tmp_path / "vimeo/sep_testlist.txt").write_text("\n".join(listed) + "\n")
+    (row,) = evaluated(tmp_path / "results", tmp_path / "vimeo", "--protocol", "vimeo")
+    assert row[:3] == ["mean", "of", "2"]
+    assert float(row[3]) == pytest.approx(psnr_of(219 / 255, 2 * 219 / 255), abs=0.006)
+
+
+def test_a_set_that_lacks_something_is_refused_in_one_line(tmp_path: Path) -> None:
+    truth, results = tmp_path / "truth", tmp_path / "results"
+
+    def refused(*arguments: object, protocol: str = "vid4") -> str:
+        with pytest.raises(UserError) as caught:
+            evaluated(results, truth, "--protocol", protocol, *arguments)
+        return str(caught.value)
+
+    for name in ("calendar", "city", "foliage", "walk"):
+        write_sequence(truth / name, pixels(2, 16, 16, 3))
+        write_sequence(results / name, pixels(2, 16, 16, 3))
+    assert refused(protocol="vimeo") == (
+        f"{truth} holds no sep_testlist.txt; give the folder of Vimeo-90K (vimeo_septuplet)"
+    )
+    (truth / "sep_testlist.txt").write_text("../secret\n")
+    assert refused(protocol="vimeo").endswith("lists ../secret, which is no clip of Vimeo-90K")
+    assert refused("--perceptual") == "--protocol judges whole sets; it goes with no other option"
+    (results / "city/00000001.png").unlink()
+    assert refused() == f"{results / 'city'} holds 1 pictures, {truth / 'city'} 2; they must be as many"
+    write_sequence(results / "city", pixels(2, 16, 20, 3))
+    assert refused() == "a picture of 20x16 cannot be compared with a truth of 16x16; both must be alike"
+    (results / "city/00000001.png").write_bytes(b"no picture")
+    write_sequence(results / "city", pixels(1, 16, 16, 3))
+    assert refused() == f"{results / 'city/00000001.png'} is no picture that can be read"
+    for picture in (results / "city").iterdir():
+        picture.unlink()
+    (results / "city").rmdir()
+    assert refused() == f"{results / 'city'} is missing; a folder of pictures for each of 4 clips is expected"
+    with pytest.raises(UserError, match=r"^--protocol compares with the truth; give it after the clips$"):
+        evaluated(results, "--protocol", "vid4")

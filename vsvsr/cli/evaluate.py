@@ -1,17 +1,19 @@
 """``vsvsr evaluate``: how good a clip is, with or without the truth."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from vsvsr.errors import UserError
+from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.files import written_whole
-from vsvsr.video.source import Pictures, open_video
+from vsvsr.video.source import Pictures, image_sequence, open_video
 
 app = typer.Typer()
 
@@ -21,8 +23,12 @@ _UNKNOWN_RATE = 25.0
 
 @app.command()
 def evaluate(
-    clip: Annotated[Path, typer.Argument(help="The video to judge.")],
+    clip: Annotated[Path, typer.Argument(help="The video to judge; with --protocol a folder of clips.")],
     truth: Annotated[Path | None, typer.Argument(help="What it should look like: same size, same frames.")] = None,
+    protocol: Annotated[
+        Literal["reds4", "vid4", "vimeo"] | None,
+        typer.Option(help="Judge a set as papers do: folders of pictures, one for each clip (000, calendar, ...)."),
+    ] = None,
     source: Annotated[Path | None, typer.Option(help="The small video: adds bicubic and Lanczos to compare.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="How many frames to judge.")] = 100,
     perceptual: Annotated[
@@ -35,7 +41,18 @@ def evaluate(
 
     With --perceptual also ERQA, the share of the truth's edges that are restored in place (1 is best), and
     ColorVideoVDP's just-objectionable-differences on a full-HD monitor (10 is best); both need vsvsr[evaluate].
+
+    With --protocol CLIP and TRUTH hold a folder of numbered pictures for each clip; PSNR and SSIM are means over the
+    frames of a clip, then over clips, uncropped. reds4: RGB of 000, 011, 015, 020. vid4: Y of calendar, city, foliage,
+    walk. vimeo: Y of the middle frame of the clips in TRUTH/sep_testlist.txt, the truth being in TRUTH/sequences.
     """
+    if protocol is not None:
+        if truth is None:
+            raise UserError("--protocol compares with the truth; give it after the clips")
+        if perceptual or not (source is per_frame is sheet is None):
+            raise WrongArgumentError("--protocol judges whole sets; it goes with no other option")
+        _evaluate_set(protocol, clip, truth)
+        return
     if perceptual and truth is None:
         raise UserError("--perceptual compares with the truth; give it after the clip")
     with ExitStack() as outputs:
@@ -94,6 +111,38 @@ def _evaluate(
         crop = ((size[1] - width) // 2, (size[0] - height) // 2, width, height)
         length = len(judged)
         compare.sheet(clips, frames=sorted({0, length // 2, length - 1}), crop=crop).save(sheet_path, "PNG")
+
+
+def _evaluate_set(name: str, results: Path, truth: Path) -> None:
+    from vsvsr.evaluation import compare, protocols
+
+    protocol = protocols.PROTOCOLS[name]
+    channel = "Y" if protocol.y else "RGB"
+    table = Table("clip", f"PSNR ({channel})", f"SSIM ({channel})", box=None, pad_edge=False)
+    scores = []
+    for pair in protocols.find_pairs(protocol, results, truth):
+        files = protocols.judged(protocol, pair, *(image_sequence(path) for path in (pair.result, pair.truth)))
+        pictures = (
+            (compare.to_tensor(_read(one)[None])[0], compare.to_tensor(_read(other)[None])[0]) for one, other in files
+        )
+        scores.append(protocols.score_pictures(protocol, pictures))
+        if protocol.clips:
+            table.add_row(pair.name, *_cells(scores[-1]))
+    table.add_row(f"mean of {len(scores)}", *_cells(np.mean(scores, axis=0).tolist()))
+    Console().print(table)
+
+
+def _cells(scores: Sequence[float]) -> tuple[str, str]:
+    return f"{scores[0]:.2f}", f"{scores[1]:.4f}"
+
+
+def _read(path: Path) -> np.ndarray:
+    """A picture ``(h, w, 3)`` of uint8."""
+    try:
+        with Image.open(path) as opened:
+            return np.array(opened.convert("RGB"))
+    except OSError:
+        raise UserError(f"{path} is no picture that can be read") from None
 
 
 def _open(path: Path, frames: int) -> Pictures:
