@@ -21,6 +21,7 @@ from vsvsr.models.mia import MIAVSR, Gate, KeepRatios, MaskSite, load, refreshin
 from vsvsr.models.mia.alignment import patch_align
 from vsvsr.models.mia.block import relative_position_index
 from vsvsr.models.mia.checkpoints import own_tensors
+from vsvsr.models.mia.multi_frame import JointAttention
 from vsvsr.ops import masked_window_attention
 
 DATA = Path(__file__).parent / "data"
@@ -499,3 +500,60 @@ def test_length_0_propagates_over_the_whole_clip(tiny_mia: Path, bikes: vs.Video
     whole = play(mia(length=0), [7, 2])
     assert same(whole, play(mia(length=12)))
     assert play(mia(length=4), [2])[2] != whole[2]
+
+
+def test_multi_frame_attention_is_its_definition_and_gives_the_last_frame_what_inter_and_intra_attention_gives() -> (
+    None
+):
+    torch.manual_seed(0)
+    attention = JointAttention(12, 3, 8).requires_grad_(False)
+    attention.relative_position_bias_table.normal_()
+    attention.proj.load_state_dict({"weight": torch.eye(12), "bias": torch.zeros(12)})
+    tokens = torch.randn(2, 3, 19, 30, 12)
+    for shift in (0, 4):
+        joint = attention(tokens, shift)
+        span = 15**2
+        for frame in range(3):
+            # Bias rows by the age of the key: of the frame before the query, of its own, of the one after it.
+            index = torch.cat([relative_position_index(8)[:, 128:] + (frame - key + 2) * span for key in range(3)], 1)
+            bias = attention.relative_position_bias_table[index].permute(2, 0, 1)
+            # The operation asks from the last frame: keys come in another order, which changes nothing.
+            order = [other for other in range(3) if other != frame] + [frame]
+            keys = torch.cat([torch.arange(64) + 64 * other for other in order])
+            expected = masked_window_attention(
+                tokens[:, order], attention.qkv.weight, attention.qkv.bias, bias[..., keys], None, window=8, shift=shift
+            )
+            torch.testing.assert_close(joint[:, frame].flatten(0, 2), expected, rtol=0, atol=1e-5)
+
+
+def test_the_networks_of_the_ablation_have_the_published_size() -> None:
+    unused = 567_136
+    counts = {}
+    for name, options in {"MFSAB": (False, True), "IIAB": (False, False), "MIA": (True, False)}.items():
+        with torch.device("meta"):
+            network = MIAVSR(120, (6,), (6,), 64, (3, 8, 8), *options)
+        counts[name] = unused + sum(parameter.numel() for parameter in network.parameters())
+    # 6.41, 6.34 and 6.35 M.
+    assert counts == {"MFSAB": 6_412_223, "IIAB": 6_347_423, "MIA": 6_350_327}
+
+
+def test_a_network_of_multi_frame_attention_refines_earlier_frames_too_and_is_loaded_by_its_table(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    network = MIAVSR(12, (2, 1), (3, 2), 8, use_mask=False, multi_frame=True).eval().requires_grad_(False)
+    for name, parameter in network.named_parameters():
+        if "attn" in name:
+            parameter.normal_(std=0.3)
+    torch.save({"params": network.state_dict()}, tmp_path / "psrt.pth")
+    loaded = load(tmp_path / "psrt.pth", use_mask=False).network
+    frames = clip(3, 20, 27)
+    with torch.inference_mode():
+        assert torch.equal(loaded(frames), network(frames))
+        stage = network.patch_align["backward_1"].layers[0]
+        stack = torch.randn(1, 3, 16, 16, 12)
+        assert (stage(stack) - stack).abs().amax(dim=(0, 2, 3, 4)).min() > 0.01
+    with pytest.raises(UserError, match="holds no mask predictors; set mask=0"):
+        load(tmp_path / "psrt.pth")
+    with pytest.raises(ValueError, match="has no masks"):
+        MIAVSR(12, (1,), (3,), 8, multi_frame=True)

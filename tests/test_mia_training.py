@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from vsvsr.errors import UserError
 from vsvsr.models.basicvsr import BasicVSR
-from vsvsr.models.mia import MIAVSR, MaskSite, load
+from vsvsr.models.mia import MIAVSR, MaskSite, load, threshold_gate
+from vsvsr.models.mia.block import MaskPredictor
 from vsvsr.training.__main__ import main
 from vsvsr.training.data.clips import Clips, Crops
 from vsvsr.training.harness import Processes, train
@@ -257,3 +258,42 @@ def test_a_start_that_cannot_be_had_is_refused_in_one_line(tmp_path: Path, capsy
     save_file({"spynet.basic_module.0": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert main(["mia", "clips", "check", "run", "--flow", str(tmp_path / "other.safetensors")]) == 1
     assert "other.safetensors holds no SPyNet: " in capsys.readouterr().err
+
+
+def test_a_handcrafted_mask_keeps_what_changes_by_its_threshold_and_is_never_learnt(
+    crops: Crops, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, run=tmp_path, steps=0, mask_steps=2, handcrafted=0.05, sparsity=10.0)
+    run = trained(crops, settings)
+    network = load(tmp_path / "masked.safetensors").network
+    predictors = [part for part in network.modules() if isinstance(part, MaskPredictor)]
+    assert len(predictors) == 4
+    tokens, change = torch.randn(2, 3, 8), torch.full((2, 3, 8), 0.05)
+    change[0] *= torch.tensor((0.99, 1.01, 3.0))[:, None]
+    change[1, 0, 1:] = 0.0  # one channel alone
+    logits = predictors[0](tokens + change, tokens)
+    assert threshold_gate(SITE, logits)[0].tolist() == [False, True, True]
+    assert not threshold_gate(SITE, logits)[1, 0]
+    assert all(torch.equal(part.rnn.weight, predictors[0].rnn.weight) for part in predictors)
+    # Nothing is drawn: two passes keep the same.
+    batch = crops.batch(np.random.default_rng(0), 1)
+    kept = [losses(run.network.eval(), batch.frames, batch.truth, masked=True, noisy=False) for _ in range(2)]
+    assert 0 < kept[0]["kept_in_training"] < 1
+    assert kept[0]["kept_in_training"] == kept[1]["kept_in_training"]
+
+
+def test_a_network_of_multi_frame_attention_is_trained_by_the_same_command(
+    crops: Crops, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({f"spynet.{k}": v for k, v in tiny().spynet.state_dict().items()}, tmp_path / "flow.safetensors")
+    clips = str(crops.clips.folders[0].parent)
+    command = ["mia", clips, clips, str(tmp_path / "run"), "--multi-frame", "--embed-dim", "8", "--depths", "1"]
+    command += ["--heads", "2", "--mid-channels", "8", "--frames", "2", "--crop", "16", "--steps", "1"]
+    command += ["--flow", str(tmp_path / "flow.safetensors"), "--validation-crops", "1"]
+    assert main(command) == 1
+    assert capsys.readouterr().err == ("error: --mask-steps 100000 is not possible with --multi-frame; allowed: 0\n")
+    assert main([*command, "--mask-steps", "0"]) == 0
+    weights = load_file(tmp_path / "run/dense.safetensors")
+    table = weights["patch_align.forward_2.layers.0.residual_group.blocks.0.attn.relative_position_bias_table"]
+    assert table.shape == (5 * 15**2, 2)
+    assert not any("predmask" in name for name in weights)

@@ -138,11 +138,12 @@ class MaskedBlock(nn.Module):
         """The definition."""
         x = stack[:, -1]
         attention = self.attn(tokens, None, self.shift).view_as(x)
+        rate = self.drop_path if self.training else 0.0
         if mask is not None and memory is not None:
             mask = mask[..., None].to(x.dtype)
             attention = mask * attention + (1 - mask) * memory.attention
-        x = x + self._drop(attention)
-        hidden = self._drop(self.mlp(self.norm2(x)))
+        x = x + drop_path(attention, rate)
+        hidden = drop_path(self.mlp(self.norm2(x)), rate)
         if mask is not None and memory is not None:
             hidden = mask * hidden + (1 - mask) * memory.mlp
         x = x + hidden
@@ -160,13 +161,14 @@ class MaskedBlock(nn.Module):
         memory.tokens.copy_(tokens[:, -1])
         return x.add_(memory.mlp)
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth, per item of the batch."""
-        if not self.training or self.drop_path == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path
-        shape = (len(branch),) + (1,) * (branch.dim() - 1)
-        return branch / keep * branch.new_empty(shape).bernoulli_(keep)
+
+def drop_path(branch: Tensor, rate: float) -> Tensor:
+    """Stochastic depth: per item of the batch, nothing with probability ``rate``, else ``branch / (1 - rate)``."""
+    if rate == 0.0:
+        return branch
+    keep = 1.0 - rate
+    shape = (len(branch),) + (1,) * (branch.dim() - 1)
+    return branch / keep * branch.new_empty(shape).bernoulli_(keep)
 
 
 def relative_position_index(window: int) -> Tensor:

@@ -106,10 +106,17 @@ def _constructor(tensors: Mapping[str, Tensor], *, use_mask: bool) -> "partial[M
         for stage in range(len(depths))
     ]
     rows, _ = tables[0].shape
-    # 3 * (2 * window - 1) ** 2 rows
-    window = (math.isqrt(rows // 3) + 1) // 2
+    # 3 * (2 * window - 1) ** 2 rows, or 5 times as many displacements where all frames are queries.
+    displacements = next((rows // frames for frames in (3, 5) if _is_square(rows, frames)), 0)
+    window = (math.isqrt(displacements) + 1) // 2
+    multi_frame = rows == 5 * displacements
     heads = [columns for _, columns in (table.shape for table in tables)]
-    return partial(MIAVSR, embed_dim, depths, heads, mid_channels, (3, window, window), use_mask)
+    return partial(MIAVSR, embed_dim, depths, heads, mid_channels, (3, window, window), use_mask, multi_frame)
+
+
+def _is_square(rows: int, frames: int) -> bool:
+    """Whether ``rows`` is ``frames`` times a square."""
+    return rows % frames == 0 and math.isqrt(rows // frames) ** 2 == rows // frames
 
 
 def _depths(tensors: Mapping[str, Tensor]) -> list[int]:

@@ -33,6 +33,7 @@ class MIAVSR(PixelShuffleHead):
         mid_channels: channels after the last pass.
         window_size: frames (always 3), height and width (equal) of an attention window.
         use_mask: repeat what a block did one step before where its input has hardly changed.
+        multi_frame: blocks of multi-frame self-attention, which the paper compares with; only without ``use_mask``.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class MIAVSR(PixelShuffleHead):
         mid_channels: int = 64,
         window_size: Sequence[int] = (3, 8, 8),
         use_mask: bool = True,
+        multi_frame: bool = False,
     ) -> None:
         super().__init__(mid_channels)
         frames, window, width = window_size
@@ -52,11 +54,16 @@ class MIAVSR(PixelShuffleHead):
             )
         if any(embed_dim % heads for heads in num_heads):
             raise ValueError(f"num_heads {tuple(num_heads)}: must divide embed_dim {embed_dim}")
+        if multi_frame and use_mask:
+            raise ValueError("multi-frame self-attention has no masks")
         self.blocks = sum(depths)
         self.spynet = SPyNet()
         self.conv_first = nn.Conv2d(3, embed_dim, 3, padding=1)
         self.patch_align = nn.ModuleDict(
-            {name: PropagationModule(embed_dim, depths, num_heads, window, masked=use_mask) for name in MODULES}
+            {
+                name: PropagationModule(embed_dim, depths, num_heads, window, masked=use_mask, multi_frame=multi_frame)
+                for name in MODULES
+            }
         )
         self.conv_before_upsample = nn.Conv2d(embed_dim, mid_channels, 3, padding=1)
 

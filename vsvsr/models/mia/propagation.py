@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vsvsr.models.mia.block import BlockMemory, MaskedBlock
+from vsvsr.models.mia.multi_frame import MultiFrameStage
 
 BlockGate = Callable[[int, Tensor], Tensor]
 """Index of a block in the module and its logits, to the mask."""
@@ -62,17 +63,31 @@ class PropagationModule(nn.Module):
         heads: attention heads in each stage.
         window: side of a window.
         masked: whether blocks have mask predictors.
+        multi_frame: refine all three frames together, as the networks do that MIA-VSR is compared with.
     """
 
-    def __init__(self, dim: int, depths: Sequence[int], heads: Sequence[int], window: int, *, masked: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        window: int,
+        *,
+        masked: bool,
+        multi_frame: bool = False,
+    ) -> None:
         super().__init__()
-        self.depths = tuple(depths)
+        self.depths, self.multi_frame = tuple(depths), multi_frame
         rates = iter(torch.linspace(0, DROP_PATH, sum(depths), device="cpu").tolist())
         self.patch_embed = PatchEmbed(dim)
-        self.layers = nn.ModuleList(
-            Stage(dim, count, window, masked=masked, drop_path=list(itertools.islice(rates, depth)))
-            for count, depth in zip(heads, depths, strict=True)
-        )
+        self.layers = nn.ModuleList()
+        for count, depth in zip(heads, depths, strict=True):
+            own = list(itertools.islice(rates, depth))
+            self.layers.append(
+                MultiFrameStage(dim, count, window, own)
+                if multi_frame
+                else Stage(dim, count, window, masked=masked, drop_path=own)
+            )
         self.norm = nn.LayerNorm(dim)
         self.conv_after_body = nn.Conv2d(dim, dim, 3, padding=1)
         self.apply(_initialise)
@@ -92,11 +107,16 @@ class PropagationModule(nn.Module):
             ``(n, h, w, c)``.
         """
         stack = self.patch_embed.norm(torch.stack(tuple(frames), dim=1))
-        x = stack[:, -1].clone()
-        first = 0
-        for stage, depth in zip(self.layers, self.depths, strict=True):
-            x = stage(x, stack, memories, first, gate, sparse)
-            first += depth
+        if self.multi_frame:
+            for stage in self.layers:
+                stack = stage(stack)
+            x = stack[:, -1]
+        else:
+            x = stack[:, -1].clone()
+            first = 0
+            for stage, depth in zip(self.layers, self.depths, strict=True):
+                x = stage(x, stack, memories, first, gate, sparse)
+                first += depth
         return frames[-1] + _convolve(self.conv_after_body, self.norm(x))
 
 

@@ -20,6 +20,7 @@ from vsvsr.models.basicvsr import BasicVSR
 from vsvsr.models.basicvsr import load as load_basicvsr
 from vsvsr.models.common.padding import extend
 from vsvsr.models.mia import MIAVSR, KeepRatios, MaskSite, threshold_gate
+from vsvsr.models.mia.block import MaskPredictor
 from vsvsr.models.mia.checkpoints import own_tensors
 from vsvsr.models.mia.gates import TEMPERATURE, Gate
 from vsvsr.training.data.clips import Clips, Crops
@@ -43,6 +44,16 @@ class Settings(AveragedSettings, CropValidationSettings):
     steps: int = 600_000
     mask_steps: Annotated[int, Option("batches of the second phase, with masks")] = 100_000
     sparsity: Annotated[float, Option("weight of the share of kept positions in the second phase's loss")] = 1e-4
+    handcrafted: Annotated[
+        float | None,
+        Option(
+            "instead of learning masks, keep where normalised features change by this on average over the channels; "
+            "the paper's comparison has 0.2"
+        ),
+    ] = None
+    multi_frame: Annotated[
+        bool, Option("multi-frame self-attention in all blocks, the paper's comparison; needs --mask-steps 0")
+    ] = False
     learning_rate: float = 2e-4
     batch: int = 1
     epsilon: Annotated[
@@ -75,15 +86,18 @@ def keep_all(site: MaskSite, logits: Tensor) -> Tensor:
 class GumbelGate:
     """Hard masks of noisy logits with the gradient of the soft ones (eq. 7 and 8), and the share that they keep.
 
-    ``soft = sigmoid((logit + g1 - g2) / (2/3))`` with Gumbel noise g; 1 where ``soft >= 0.5``.
+    ``soft = sigmoid((logit + g1 - g2) / (2/3))`` with Gumbel noise g, zero unless ``noisy``; 1 where ``soft >= 0.5``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, noisy: bool = True) -> None:
         self._kept: list[Tensor] = []
+        self._noisy = noisy
 
     def __call__(self, site: MaskSite, logits: Tensor) -> Tensor:
-        noise = [-torch.log(-torch.log(torch.rand_like(logits) + _EPSILON) + _EPSILON) for _ in range(2)]
-        soft = torch.sigmoid((logits + noise[0] - noise[1]) / TEMPERATURE)
+        if self._noisy:
+            noise = [-torch.log(-torch.log(torch.rand_like(logits) + _EPSILON) + _EPSILON) for _ in range(2)]
+            logits = logits + noise[0] - noise[1]
+        soft = torch.sigmoid(logits / TEMPERATURE)
         mask = (soft >= 0.5).float() - soft.detach() + soft
         self._kept.append(mask.mean())
         return mask
@@ -126,6 +140,8 @@ class MIA:
         self._teacher = teacher if teacher is None else teacher.to(processes.device)
         self.network = network.to(processes.device).to(memory_format=torch.channels_last).train()
         self.network.spynet.requires_grad_(False)
+        if settings.handcrafted is not None:
+            handcraft(self.network, settings.handcrafted)
         self.averaged = AveragedWeights(self.network, settings.ema)
         self._optimiser = self._new_optimiser()
         self._masked = False
@@ -152,7 +168,13 @@ class MIA:
         torch.manual_seed(int(rng.integers(2**62)) + processes.index)
         with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
             terms = losses(
-                self.network, batch.frames, batch.truth, masked=masked, epsilon=settings.epsilon, teacher=self._teacher
+                self.network,
+                batch.frames,
+                batch.truth,
+                masked=masked,
+                noisy=settings.handcrafted is None,
+                epsilon=settings.epsilon,
+                teacher=self._teacher,
             )
         weights = {"loss": 1.0, "kept_in_training": settings.sparsity, "distillation": settings.distillation}
         total_loss = sum((weights[name] * term for name, term in terms.items()), batch.frames.new_zeros(()))
@@ -192,6 +214,7 @@ def losses(
     truth: Tensor,
     *,
     masked: bool,
+    noisy: bool = True,
     epsilon: float = 1e-12,
     teacher: BasicVSR | None = None,
 ) -> dict[str, Tensor]:
@@ -202,10 +225,11 @@ def losses(
         frames: ``(n, t, 3, h, w)``.
         truth: ``(n, t, 3, 4h, 4w)``.
         masked: whether the second phase has begun.
+        noisy: whether masks are drawn, as predictors need it to learn.
         epsilon: of the Charbonnier loss.
         teacher: a BasicVSR whose features before the head the network shall have: the mean of ``|x - x_teacher|``.
     """
-    gumbel = GumbelGate()
+    gumbel = GumbelGate(noisy=noisy)
     gate: Gate = gumbel if masked else keep_all
     clip, indices = frames.unbind(1), range(frames.shape[1])
     features = list(network.features(clip, indices, gate=gate))
@@ -251,6 +275,19 @@ def _psnr(pictures: Tensor, truth: Tensor) -> float:
 
 def _inner(pictures: Tensor) -> Tensor:
     return pictures[..., _BORDER:-_BORDER, _BORDER:-_BORDER]
+
+
+def handcraft(network: MIAVSR, threshold: float) -> None:
+    """Give the mask predictors, for good, the rule of the paper's comparison: the same for all blocks, not learnt.
+
+    A position is kept where ``mean over channels |norm(x_t) - norm(x_{t-1})| >= threshold``. The network runs and is
+    stored as any other.
+    """
+    for module in network.modules():
+        if isinstance(module, MaskPredictor):
+            module.requires_grad_(False)
+            module.rnn.weight.fill_(1 / module.rnn.in_features)
+            module.rnn.bias.fill_(-threshold)
 
 
 def load_start(network: MIAVSR, path: Path) -> None:
@@ -304,10 +341,19 @@ def run(settings: Settings) -> None:
     """Train."""
     if _SCALE * settings.crop <= 2 * _BORDER:
         raise UserError(f"--crop {settings.crop} is not possible; allowed: more than {2 * _BORDER // _SCALE}")
+    if settings.multi_frame and settings.mask_steps:
+        raise UserError(f"--mask-steps {settings.mask_steps} is not possible with --multi-frame; allowed: 0")
     torch.manual_seed(settings.seed)
     heads = [settings.heads] * len(settings.depths)
+    window = (3, settings.window, settings.window)
     network = MIAVSR(
-        settings.embed_dim, settings.depths, heads, settings.mid_channels, (3, settings.window, settings.window)
+        settings.embed_dim,
+        settings.depths,
+        heads,
+        settings.mid_channels,
+        window,
+        use_mask=not settings.multi_frame,
+        multi_frame=settings.multi_frame,
     )
     teacher = None if settings.teacher is None else load_basicvsr(weights.find(settings.teacher)).network
     if settings.start is not None:
