@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import shutil
+import zipfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,11 @@ import torch
 import vapoursynth as vs
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel
 from typer.testing import CliRunner
 
 from tests.pixels import play, same
-from tests.ultra_files import released_state, write_base_folder
+from tests.ultra_files import released_state, single_file_state
 from vsvsr import weights
 from vsvsr.cli import doctor
 from vsvsr.cli.weights import app
@@ -41,6 +44,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip_iqa, "ClipIQA", SMALL_CLIP)
     monkeypatch.setattr("vsvsr.models.realesrgan.checkpoints.create", lambda name: SMALL_X4PLUS())
     monkeypatch.setattr(base, "FULL", TINY)
+    monkeypatch.setattr("vsvsr.models.ultra.single_file.FULL", TINY)
     monkeypatch.setattr(checkpoints, "load_released", partial(checkpoints.load_released, config=TINY))
     monkeypatch.setattr("vsvsr.filters.bring.released_tensors", partial(checkpoints.released_tensors, config=TINY))
 
@@ -50,8 +54,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(autouse=True, name="cache")
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VSVSR_WEIGHTS_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -64,6 +68,17 @@ def values_of(make: Callable[[], torch.nn.Module]) -> State:
     return {name: torch.randn(value.shape) * 0.02 for name, value in shapes.items()}
 
 
+def made_once(make: Callable[[], State]) -> Callable[[], State]:
+    """The same tensors at every call, in dicts that a test may change."""
+    made = cache(make)
+
+    def copied(value: object) -> Any:
+        return {key: copied(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+    return lambda: copied(made())
+
+
+@made_once
 def mia_state() -> State:
     """The authors' layout: unused layers of each module, and the index of the bias tables."""
     state = values_of(SMALL_MIA)
@@ -75,6 +90,7 @@ def mia_state() -> State:
     return {"params": state}
 
 
+@made_once
 def realbasicvsr_state() -> State:
     """OpenMMLab's layout, with the network that cleans and both sets of weights."""
     own = {}
@@ -91,6 +107,7 @@ def realbasicvsr_state() -> State:
     return {"meta": {"mmcv": "1"}, "state_dict": {**plain, **averaged, "generator.image_cleaning.0": torch.ones(1)}}
 
 
+@made_once
 def clip_state() -> State:
     torch.manual_seed(0)
     state: State = dict(clip_iqa.ClipIQA().state_dict())
@@ -101,10 +118,12 @@ def clip_state() -> State:
     }
 
 
+@made_once
 def x4plus_state() -> State:
     return {"params_ema": values_of(SMALL_X4PLUS)}
 
 
+@made_once
 def ultra_state() -> State:
     torch.manual_seed(2)
     return released_state(build(TINY), rank=2)
@@ -249,11 +268,12 @@ def test_mia_runs_without_a_path_once_its_weights_were_brought(tmp_path: Path, b
     assert same(played, play(vs.core.vsvsr.MIA(clip, model_path=str(path), device_index=-1)))
 
 
-def test_ultra_runs_without_a_path_once_its_weights_were_brought(tmp_path: Path, bikes: vs.VideoNode) -> None:
+def test_ultra_runs_without_a_path_once_its_weights_were_brought(
+    tmp_path: Path, bikes: vs.VideoNode, base_folder: Path
+) -> None:
     clip = bikes[:1].resize.Bicubic(width=16, height=16)
     ultra = partial(vs.core.vsvsr.Ultra, clip, device_index=-1)
-    folder, checkpoint = tmp_path / "base", tmp_path / "model_UltraVSR.pkl"
-    write_base_folder(folder)
+    folder, checkpoint = base_folder, tmp_path / "model_UltraVSR.pkl"
     torch.save(ultra_state(), checkpoint)
     for missing, file in (("UltraVSR", checkpoint), ("stable-diffusion-2-1-base", folder)):
         with pytest.raises(vs.Error, match=f"^Ultra: weights {missing} are not here; get .*: vsvsr weights add FILE$"):
@@ -264,9 +284,10 @@ def test_ultra_runs_without_a_path_once_its_weights_were_brought(tmp_path: Path,
     assert same(played, play(ultra(prompt="a b", **paths)))
 
 
-def test_a_base_folder_is_copied_and_its_pickled_tensors_are_converted(tmp_path: Path, cache: Path) -> None:
-    folder = tmp_path / "base"
-    write_base_folder(folder)
+def test_a_base_folder_is_copied_and_its_pickled_tensors_are_converted(
+    tmp_path: Path, cache: Path, base_folder: Path
+) -> None:
+    folder = Path(shutil.copytree(base_folder, tmp_path / "base"))
     unet = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
     (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
     torch.save(unet, folder / "unet/diffusion_pytorch_model.bin")
@@ -278,9 +299,10 @@ def test_a_base_folder_is_copied_and_its_pickled_tensors_are_converted(tmp_path:
     assert [path.name for path in cache.iterdir()] == ["stable-diffusion-2-1-base"]
 
 
-def test_another_stable_diffusion_or_a_broken_one_is_refused_by_name(tmp_path: Path, cache: Path) -> None:
-    folder = tmp_path / "base"
-    write_base_folder(folder)
+def test_another_stable_diffusion_or_a_broken_one_is_refused_by_name(
+    tmp_path: Path, cache: Path, base_folder: Path
+) -> None:
+    folder = Path(shutil.copytree(base_folder, tmp_path / "base"))
     unet, config = folder / "unet/diffusion_pytorch_model.safetensors", folder / "unet/config.json"
     tensors: dict[str, Tensor] = load_file(unet)
     save_file({**tensors, "conv_in.bias": torch.zeros(7)}, unet)
@@ -299,6 +321,168 @@ def test_another_stable_diffusion_or_a_broken_one_is_refused_by_name(tmp_path: P
         bring(folder)
     assert bring.__module__ == "vsvsr.filters.bring"
     assert (cache / "stable-diffusion-2-1-base").is_dir()
+
+
+@pytest.fixture
+def vocabulary(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CLIP's vocabulary, as it is published, in the cache folder of the test."""
+    with monkeypatch.context() as usual:
+        usual.delenv("VSVSR_WEIGHTS_DIR")
+        published = weights.install("clip-vocabulary")
+    return weights.install("clip-vocabulary", local=published)
+
+
+def tower(vocabulary: int = 49408) -> CLIPTextModel:
+    torch.manual_seed(3)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            hidden_act="gelu",
+        )
+    )
+
+
+def test_a_single_file_of_stable_diffusion_becomes_the_folder_that_it_was_made_of(
+    tmp_path: Path, cache: Path, vocabulary: Path
+) -> None:
+    torch.manual_seed(1)
+    network, text, path = build(TINY), tower(), tmp_path / "v2-1_512-ema-pruned.safetensors"
+    state = single_file_state(network, text)
+    save_file({name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}, path)
+    brought = bring(path)
+    assert (brought.name, brought.path, brought.left_out) == (
+        "stable-diffusion-2-1-base",
+        cache / "stable-diffusion-2-1-base",
+        (),
+    )
+    for part, made in zip((network.unet, network.vae), base.load_base(brought.path), strict=True):
+        assert part.state_dict().keys() == made.state_dict().keys()
+        for name, value in part.state_dict().items():
+            assert torch.equal(made.state_dict()[name], value), name
+    # The tokens that CLIP's own code gives, padded with 0.
+    tokens = base.tokenise(brought.path, ["a photo of a cat!"])
+    assert tokens[0, :9].tolist() == [49406, 320, 1125, 539, 320, 2368, 256, 49407, 0]
+    with torch.no_grad():
+        expected = text(tokens)[0]
+    torch.testing.assert_close(base.encode_prompt(brought.path, "a photo of a cat!"), expected, rtol=0, atol=1e-6)
+
+
+def test_a_single_file_is_refused_where_it_may_be_another_network_or_lacks_something(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, vocabulary: Path
+) -> None:
+    path = tmp_path / "sd.ckpt"
+    state = single_file_state(build(TINY), tower())
+
+    def refused(content: State, name: str = "stable-diffusion-2-1-base") -> str:
+        torch.save({"global_step": 1, "state_dict": content}, path)
+        with pytest.raises(UserError) as caught:
+            bring(path, name)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert refused(state, "").endswith("say so with --name stable-diffusion-2-1-base")
+    key = "model.diffusion_model.output_blocks.5.0.in_layers.2.weight"
+    assert " lacks up_blocks.2.resnets.1.conv1.weight" in refused({k: v for k, v in state.items() if k != key})
+    key = "cond_stage_model.model.transformer.resblocks.0.ln_1.bias"
+    found = refused({k: v for k, v in state.items() if k != key})
+    assert found.startswith(
+        f"weights file {path} is not a checkpoint of the text_encoder of Stable Diffusion: it lacks"
+    )
+    assert found.endswith(" encoder.layers.0.layer_norm1.bias")
+    assert "has shape (1, 2)" in refused({**state, "first_stage_model.quant_conv.weight": torch.zeros(1, 2)})
+    assert [entry.name for entry in cache.iterdir()] == [vocabulary.name]
+    strange = {**state, "first_stage_model.stranger": torch.ones(2), "loss.weight": torch.ones(3)}
+    torch.save({"state_dict": strange}, path)
+    assert bring(path, "stable-diffusion-2-1-base").left_out == ("first_stage_model.stranger", "loss.weight")
+    vocabulary.unlink()
+    assert refused(state) == ("weights clip-vocabulary are not installed; run: vsvsr weights install clip-vocabulary")
+
+
+class Traced(torch.nn.Module):
+    """CLIP as OpenAI traced it: every parameter under its name, and its sizes as buffers."""
+
+    def __init__(self, clip: torch.nn.Module) -> None:
+        super().__init__()
+        for name, child in clip.named_children():
+            self.add_module(name, child)
+        for name, parameter in clip.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        self.register_buffer("input_resolution", torch.tensor(224))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.get_submodule("visual")(pictures)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def torchscript(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """An archive in half precision as OpenAI's, and what it holds."""
+    torch.manual_seed(0)
+    clip = SMALL_CLIP()
+    for parameter in clip.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    traced = torch.jit.trace(Traced(clip.eval()), torch.rand(1, 3, 32, 32), check_trace=False).half()
+    path = tmp_path_factory.mktemp("clip") / "RN50.pt"
+    traced.save(str(path))
+    return path, traced.state_dict()
+
+
+def test_openais_archive_of_clip_is_brought_and_its_code_is_not_run(
+    torchscript: tuple[Path, dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, state = torchscript
+    monkeypatch.setattr(torch.jit, "load", None)
+    assert weights.read_tensors(path)[0].keys() == state.keys()
+    brought = bring(path)
+    assert (brought.name, brought.left_out) == ("CLIP-RN50", ())
+    stored = load_file(brought.path)
+    assert stored.keys() == state.keys() - {"input_resolution"}
+    for name, value in stored.items():
+        assert torch.equal(value, state[name].to(value.dtype)), name
+
+
+def rewritten(source: Path, target: Path, change: Callable[[str, bytes], bytes | None], how: int = 0) -> Path:
+    """An archive with other entries; None leaves one out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", how) as new:
+        for entry in old.infolist():
+            content = change(entry.filename, old.read(entry))
+            if content is not None:
+                new.writestr(entry.filename, content)
+    return target
+
+
+class _Calls:
+    """Is pickled as a call of what is no module of TorchScript."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("intruder-was-here"),))
+
+
+def test_archives_that_want_more_than_tensors_are_refused_in_one_line(
+    torchscript: tuple[Path, dict[str, Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, target = torchscript[0], tmp_path / "RN50.pt"
+
+    def refused(content: Callable[[str, bytes], bytes | None], how: int = 0) -> None:
+        rewritten(path, target, content, how)
+        with pytest.raises(UserError, match=r"^weights file [^\n]*RN50\.pt [^\n]*$"):
+            bring(target)
+
+    def structure(content: bytes) -> Callable[[str, bytes], bytes]:
+        return lambda name, old: content if name.endswith("data.pkl") else old
+
+    refused(structure(pickle.dumps(_Calls(), protocol=2)))
+    refused(structure(pickle.dumps(_Calls(), protocol=4)))
+    refused(structure(b"\x80\x02c__torch__.os\nsystem\n(X\x04\x00\x00\x00touctR."))
+    refused(lambda name, old: None if name.endswith("/data/3") else old)
+    refused(lambda name, old: old[:-8] if name.endswith("/data/3") else old)
+    refused(lambda name, old: old[: len(old) // 2] if name.endswith("data.pkl") else old)
+    refused(lambda name, old: old, zipfile.ZIP_DEFLATED)
+    assert not (tmp_path / "intruder-was-here").exists()
 
 
 def test_list_doctor_and_verify_know_what_is_to_be_brought(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ def test_every_named_test_exists() -> None:
 
 
 def test_every_named_file_exists() -> None:
-    named = re.findall(r"`((?:models|training|filters|ops|evaluation)/\S+\.py)`", TEXT)
+    named = re.findall(r"`((?:models|training|filters|ops|evaluation|weights)/\S+\.py)`", TEXT)
     assert len(named) > 30
     for file in named:
         assert (ROOT / "vsvsr" / file).is_file(), file

@@ -66,3 +66,99 @@ def write_base_folder(folder: Path, config: UltraConfig = TINY) -> None:
         eos_token_id=1,
     )
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+
+
+def single_file_state(network: UltraVSR, tower: CLIPTextModel) -> dict[str, torch.Tensor]:
+    """What Stable Diffusion's makers publish in one file: their names of a network and a text tower, and schedules.
+
+    The text tower has a block more than is used, as theirs has.
+    """
+    state = {"betas": torch.zeros(1000), "alphas_cumprod": torch.zeros(1000), "logvar": torch.zeros(1000)}
+    layers = network.unet.config.layers_per_block
+    for name, value in network.unet.state_dict().items():
+        state[f"model.diffusion_model.{_unet_name(name, layers)}"] = value
+    for name, value in network.vae.state_dict().items():
+        attention = ".attentions.0." in name and "norm" not in name and name.endswith("weight")
+        state[f"first_stage_model.{_vae_name(name)}"] = value[:, :, None, None] if attention else value
+    prefix = "cond_stage_model.model."
+    text = {name.removeprefix("text_model."): value for name, value in tower.state_dict().items()}
+    state[f"{prefix}token_embedding.weight"] = text["embeddings.token_embedding.weight"]
+    state[f"{prefix}positional_embedding"] = text["embeddings.position_embedding.weight"]
+    state[f"{prefix}text_projection"] = torch.zeros(16, 16)
+    state[f"{prefix}logit_scale"] = torch.zeros(())
+    for kind in ("weight", "bias"):
+        state[f"{prefix}ln_final.{kind}"] = text[f"final_layer_norm.{kind}"]
+        for layer in range(2):
+            # The last block, which is not used, has the values of the first.
+            theirs, ours = f"{prefix}transformer.resblocks.{layer}", "encoder.layers.0"
+            projections = [text[f"{ours}.self_attn.{place}_proj.{kind}"] for place in "qkv"]
+            state[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(projections)
+            state[f"{theirs}.attn.out_proj.{kind}"] = text[f"{ours}.self_attn.out_proj.{kind}"]
+            for old, new in {
+                "ln_1": "layer_norm1",
+                "ln_2": "layer_norm2",
+                "mlp.c_fc": "mlp.fc1",
+                "mlp.c_proj": "mlp.fc2",
+            }.items():
+                state[f"{theirs}.{old}.{kind}"] = text[f"{ours}.{new}.{kind}"]
+    return state
+
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def _unet_name(name: str, layers: int) -> str:
+    """The makers' name of a tensor of the UNet."""
+    head, _, rest = name.partition(".")
+    if head in ("conv_in", "conv_norm_out", "conv_out"):
+        return f"{ {'conv_in': 'input_blocks.0.0', 'conv_norm_out': 'out.0', 'conv_out': 'out.2'}[head] }.{rest}"
+    if head == "time_embedding":
+        return f"time_embed.{ {'linear_1': 0, 'linear_2': 2}[rest.split('.')[0]] }.{rest.split('.')[1]}"
+    parts = rest.split(".")
+    if head == "mid_block":
+        kind, place, tail = parts[0], int(parts[1]), parts[2:]
+        where = "middle_block.1" if kind == "attentions" else f"middle_block.{2 * place}"
+    else:
+        block, kind, place, tail = int(parts[0]), parts[1], int(parts[2]), parts[3:]
+        first = block * (layers + 1)
+        if kind == "downsamplers":
+            return f"input_blocks.{first + layers + 1}.0.op.{tail[-1]}"
+        if kind == "upsamplers":
+            # Behind the attention, where the block has one; the first has none.
+            return f"output_blocks.{first + layers}.{2 if block else 1}.conv.{tail[-1]}"
+        number = first + place + (1 if head == "down_blocks" else 0)
+        side = "input_blocks" if head == "down_blocks" else "output_blocks"
+        where = f"{side}.{number}.{1 if kind == 'attentions' else 0}"
+    if kind == "resnets":
+        tail = [_RESNET[tail[0]], *tail[1:]]
+    return ".".join([where, *tail])
+
+
+def _vae_name(name: str) -> str:
+    """The makers' name of a tensor of the autoencoder."""
+    for old, new in (
+        ("conv_shortcut", "nin_shortcut"),
+        ("conv_norm_out", "norm_out"),
+        ("mid_block.resnets.0", "mid.block_1"),
+        ("mid_block.resnets.1", "mid.block_2"),
+        ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
+        ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
+        ("mid_block.attentions.0.to_", "mid.attn_1."),
+        ("downsamplers.0", "downsample"),
+        ("upsamplers.0", "upsample"),
+        (".resnets.", ".block."),
+        ("down_blocks.", "down."),
+    ):
+        name = name.replace(old, new)
+    if "up_blocks." in name:
+        before, _, after = name.partition("up_blocks.")
+        block, _, rest = after.partition(".")
+        name = f"{before}up.{3 - int(block)}.{rest}"
+    return name

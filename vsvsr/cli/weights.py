@@ -52,7 +52,8 @@ def install(
 @app.command()
 def add(
     files: Annotated[
-        list[Path], typer.Argument(help="The authors' files, or a folder of Stable Diffusion 2.1-base.", metavar="FILE")
+        list[Path],
+        typer.Argument(help="The authors' files; of Stable Diffusion 2.1-base a folder, too.", metavar="FILE"),
     ],
     name: Annotated[str, typer.Option(help="Which weights the file holds, where that cannot be told.")] = "",
 ) -> None:

@@ -17,6 +17,7 @@ from vsvsr.models.realesrgan import holds_x4plus, x4plus_tensors
 from vsvsr.models.ultra.base import copy_base, holds_base
 from vsvsr.models.ultra.checkpoints import released_tensors
 from vsvsr.models.ultra.clip_iqa import clip_tensors, holds_clip
+from vsvsr.models.ultra.single_file import convert_single_file, holds_single_file
 
 type Take = Callable[[Mapping[str, Tensor], Path], tuple[dict[str, Tensor], list[str]]]
 """The tensors to store of a state dict, and the names of those left out; ``UserError`` where some do not fit."""
@@ -50,7 +51,8 @@ def bring(path: Path, name: str = "") -> Brought:
     """Recognise the authors' file, check it, and store it in the cache folder, as safetensors, under its name.
 
     Args:
-        path: a checkpoint, or a folder of Stable Diffusion in the layout of diffusers.
+        path: a checkpoint, or a folder of Stable Diffusion in the layout of diffusers. Of a single file of it the name
+            tells the network by a ``512``, as published: its tensors do not.
         name: of the manifest, where several files have the same layout; by default the file's own name decides.
 
     Raises:
@@ -70,6 +72,13 @@ def bring(path: Path, name: str = "") -> Brought:
         tensors, metadata, left_out = released_tensors(content, path)
         return _kept(_name((_ULTRA,), name, path), partial(_save, tensors, left_out, metadata=metadata))
     state = weights.state_dict(weights.unwrapped(content), path)
+    if holds_single_file(state):
+        if not name and "512" not in path.stem:
+            raise UserError(
+                f"{path} can be Stable Diffusion 2.1-base or 2.1, which predicts something else and does not fit; "
+                f"if it is the first, say so with --name {_BASE}"
+            )
+        return _kept(_name((_BASE,), name, path), partial(convert_single_file, state, path))
     for names, recognises, take in _KINDS:
         if recognises(state):
             chosen = _name(names, name, path)

@@ -131,7 +131,8 @@ MANIFEST: tuple[Weights, ...] = (
     _brought(
         "stable-diffusion-2-1-base",
         "Ultra",
-        "a folder of Stable Diffusion 2.1-base, published as stabilityai/stable-diffusion-2-1-base",
+        "Stable Diffusion 2.1-base, published as stabilityai/stable-diffusion-2-1-base, as a folder or as "
+        "v2-1_512-ema-pruned.safetensors",
         licence="OpenRAIL++-M",
         file="stable-diffusion-2-1-base",
         part=True,
@@ -139,8 +140,18 @@ MANIFEST: tuple[Weights, ...] = (
     _brought(
         "CLIP-RN50",
         "Ultra",
-        'CLIP RN50 by OpenAI as tensors, published as "resnet50_clip.openai"',
+        'CLIP RN50 by OpenAI: RN50.pt, or as tensors, published as "resnet50_clip.openai"',
         licence="MIT",
+        part=True,
+    ),
+    Weights(
+        name="clip-vocabulary",
+        model="Ultra",
+        file="bpe_simple_vocab_16e6.txt.gz",
+        sha256="924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a",
+        size=1_356_917,
+        licence="MIT",
+        sources=(Package(requirement="open_clip_torch==3.3.0", size=1_547_268),),
         part=True,
     ),
     _brought(

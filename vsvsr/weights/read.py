@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 from safetensors import SafetensorError, safe_open
 
 from vsvsr.errors import UserError, shown
+from vsvsr.weights.torchscript import is_torchscript, torchscript_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +80,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 def read_checkpoint(path: Path) -> dict[Any, Any]:
     """The content of a PyTorch checkpoint: tensors, numbers, text, lists and dicts of these. `state_dict` checks sizes.
 
+    Of a TorchScript archive, the tensors of its modules by name.
+
     Raises:
         UserError: the file is missing, damaged, or holds anything else.
     """
@@ -86,7 +89,10 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
 
     _require_file(path)
     try:
-        content = torch.load(_screened(path.read_bytes()), map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        if is_torchscript(data):
+            return dict(torchscript_tensors(data))
+        content = torch.load(_screened(data), map_location="cpu", weights_only=True)
     except OSError as error:
         _refuse(path, f"cannot be read: {error.strerror}", error)
     except Exception as error:  # parsers raise many kinds for damaged input

@@ -1,5 +1,6 @@
 """The base model of UltraVSR: a local folder of Stable Diffusion 2.1-base in the layout of diffusers."""
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -116,15 +117,18 @@ def encode_prompt(folder: Path, prompt: str, *, extra: list[str] | None = None) 
 
 
 def tokenise(folder: Path, texts: list[str]) -> Tensor:
-    """Token ids ``(n, 77)`` by the tokenizer of the folder; longer texts are cut."""
+    """Token ids ``(n, 77)`` by the tokenizer of the folder; longer texts are cut, shorter ones padded with 0.
+
+    So Stable Diffusion 2 was trained, and so its folder says in a file that not every copy has.
+    """
     require(folder, "tokenizer")
     kind = import_extra("transformers").CLIPTokenizer
     try:
         tokenizer = kind.from_pretrained(folder / "tokenizer", local_files_only=True)
-        tokens = tokenizer(texts, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt")
+        tokens = tokenizer(texts, max_length=_TOKENS, truncation=True).input_ids
     except Exception as error:  # parsers raise many kinds for damaged input
         raise UserError(f"{folder / 'tokenizer'} cannot be read: {shown(str(error))}") from error
-    return tokens.input_ids  # type: ignore[no-any-return]
+    return torch.tensor([[*ids, *([0] * (_TOKENS - len(ids)))] for ids in tokens])
 
 
 def holds_base(folder: Path) -> bool:
@@ -152,19 +156,39 @@ def copy_base(folder: Path, target: Path) -> list[str]:
             save_file({key: t.contiguous() for key, t in read_tensors(pickled)[0].items()}, target / name)
         elif (folder / name).is_file():
             shutil.copyfile(folder / name, target / name)
-    require(target, *_FILES, shown_as=folder)
+    return check_base(target, shown_as=folder)
+
+
+def check_base(folder: Path, *, shown_as: Path) -> list[str]:
+    """Compare a folder with Stable Diffusion 2.1-base, tensor by tensor.
+
+    Args:
+        folder: in the layout of diffusers.
+        shown_as: where it comes from, for messages.
+
+    Returns:
+        Names of tensors that are no part of the networks.
+
+    Raises:
+        UserError: a file or tensor is missing or of another shape, or it is another Stable Diffusion.
+    """
+    require(folder, *_FILES, shown_as=shown_as)
     extra: list[str] = []
-    unet, vae = load_base(target, extra=extra)
-    for part, wanted in ((unet, FULL.unet), (vae, FULL.vae)):
+    try:
+        unet, vae = (part.config for part in load_base(folder, extra=extra))
+        width = len(encode_prompt(folder, "", extra=extra)[0, 0])
+    except UserError as error:
+        # A single file has no files within.
+        within = r"[\w/.]*" if shown_as.is_file() else ""
+        raise UserError(re.sub(re.escape(str(folder)) + within, lambda _: str(shown_as), str(error))) from error
+    for config, wanted in ((unet, FULL.unet), (vae, FULL.vae)):
         for name, value in wanted.items():
-            have = part.config[name]
+            have = config[name]
             if (tuple(have) if isinstance(have, list) else have) != value:
                 difference = f"its {name} is {shown(str(have))}, that of 2.1-base is {value}"
-                raise UserError(f"{folder} is another Stable Diffusion: {difference}")
-    del unet, vae
-    width = len(encode_prompt(target, "", extra=extra)[0, 0])
+                raise UserError(f"{shown_as} is another Stable Diffusion: {difference}")
     if width != FULL.unet["cross_attention_dim"]:
-        raise UserError(f"{folder}: its text embeddings have {width} channels, another number than its UNet expects")
+        raise UserError(f"{shown_as}: its text embeddings have {width} channels, another number than its UNet expects")
     return extra
 
 
