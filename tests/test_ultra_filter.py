@@ -235,7 +235,7 @@ def test_what_is_missing_is_named_with_its_source(
         return str(caught.value)
 
     monkeypatch.setenv("VSVSR_WEIGHTS_DIR", str(tmp_path))
-    wanted = "Ultra: weights stable-diffusion-2-1-base are not here; get a folder of Stable Diffusion 2.1-base, "
+    wanted = "Ultra: weights stable-diffusion-2-1-base are not here; get Stable Diffusion 2.1-base, "
     assert refusal(model_path=str(checkpoint)).startswith(wanted)
     tiny = str(tmp_path / "tiny.safetensors")
     save(build(TINY), TINY, Path(tiny), {})

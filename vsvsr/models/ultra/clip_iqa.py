@@ -202,7 +202,9 @@ def load_clip_iqa(path: Path) -> ClipIQA:
     try:
         return _build(read_tensors(path)[0], path, None)
     except UserError as error:
-        remedy = 'give CLIP RN50 by OpenAI as safetensors (published as "resnet50_clip.openai"), or set degradation'
+        remedy = (
+            'give CLIP RN50 by OpenAI (RN50.pt; as safetensors published as "resnet50_clip.openai"), or set degradation'
+        )
         raise UserError(f"{error}; {remedy}") from error
 
 
