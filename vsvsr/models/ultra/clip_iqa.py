@@ -202,9 +202,7 @@ def load_clip_iqa(path: Path) -> ClipIQA:
     try:
         return _build(read_tensors(path)[0], path, None)
     except UserError as error:
-        remedy = (
-            'give CLIP RN50 by OpenAI (RN50.pt; as safetensors published as "resnet50_clip.openai"), or set degradation'
-        )
+        remedy = 'give CLIP RN50 by OpenAI, as RN50.pt or safetensors ("resnet50_clip.openai"), or set degradation'
         raise UserError(f"{error}; {remedy}") from error
 
 
