@@ -14,6 +14,8 @@ from vsvsr.errors import UserError
 from vsvsr.files import end, undone
 
 Codec = Literal["libx264", "mpeg2video", "ffv1"]
+_TOLERANCE = 128_000
+"""Bits by which a rate may be missed: less than of ffmpeg, whose own lets short clips be of any rate."""
 Deinterlacer = Literal["bwdif", "yadif"]
 
 
@@ -95,6 +97,17 @@ def through_codec(frames: np.ndarray, codec: Codec, quality: int) -> np.ndarray:
     return _through(frames, _settings(codec, quality))
 
 
+def through_bitrate(frames: np.ndarray, codec: Literal["libx264", "mpeg4"], bits: int) -> np.ndarray:
+    """Encode ``(t, h, w, 3)`` uint8 frames of even height and width as yuv420p, and decode them again.
+
+    Args:
+        frames: what to encode.
+        codec: of ffmpeg.
+        bits: of a frame, on average.
+    """
+    return _through(frames, ["-c:v", codec, "-b:v", str(bits), "-bt", str(_TOLERANCE)], rate=1)
+
+
 def through_fields(frames: np.ndarray, codec: Codec, quality: int, *, deinterlacer: Deinterlacer) -> np.ndarray:
     """What is left of ``frames`` after interlacing: of each frame one field, its other lines guessed.
 
@@ -120,10 +133,10 @@ def _settings(codec: Codec, quality: int) -> list[str]:
     return ["-c:v", codec, *([option, str(quality)] if option else [])]
 
 
-def _through(frames: np.ndarray, codec: list[str], *, decode: str | None = None) -> np.ndarray:
-    """Frames through an encoder and back, ``decode`` being a filter on the way back."""
+def _through(frames: np.ndarray, codec: list[str], *, decode: str | None = None, rate: int = 25) -> np.ndarray:
+    """Frames through an encoder and back, ``decode`` being a filter on the way back, ``rate`` frames in a second."""
     height, width = frames.shape[1:3]
-    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", "25", "-i", "-"]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "-"]
     with tempfile.TemporaryDirectory() as folder:
         path = url(f"{folder}/clip.mkv")
         _ffmpeg(["-y", *source, *codec, "-pix_fmt", "yuv420p", "-threads", "1", path], frames.tobytes())

@@ -12,6 +12,7 @@ from vsvsr.files import replace_file
 from vsvsr.training.data.degradation import Degradation, degrade, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources, load_photograph
+from vsvsr.training.data.second_order import degrade_twice
 from vsvsr.training.settings import Option
 from vsvsr.video.source import Pictures, open_video
 
@@ -36,6 +37,7 @@ class DatasetConfig:
     heavy_share: Annotated[float, Option("share of heavily blurred and compressed footage")] = 0.0
     interlaced_share: Annotated[float, Option("share of clips of interlaced origin")] = 0.0
     recompressed_share: Annotated[float, Option("share of clips compressed twice")] = 0.0
+    second_order_share: Annotated[float, Option("share of clips degraded twice over, as RealBasicVSR's")] = 0.0
     seed: Annotated[int, Option("of everything random")] = 0
 
 
@@ -96,6 +98,9 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
         if config.clean:
             settings |= {"family": "clean", "resize": "bicubic with anti-aliasing"}
             small = shrink(frames, scale=config.scale)
+        elif np.random.default_rng((config.seed, index, 2)).random() < config.second_order_share:
+            settings |= {"family": "second order"}
+            small = degrade_twice(frames, np.random.default_rng((config.seed, index, 3)), scale=config.scale)
         else:
             family, degradation, seed = _draw_degradation(rng, config, index)
             drawn = {name: value for name, value in asdict(degradation).items() if value is not None}
@@ -112,7 +117,15 @@ def _check(config: DatasetConfig) -> None:
     if any(side % multiple for side in config.size):
         height, width = config.size
         raise UserError(f"--size {height} {width} is not possible; allowed: multiples of {multiple}")
-    for name in ("video_share", "noisy_share", "light_share", "heavy_share", "interlaced_share", "recompressed_share"):
+    for name in (
+        "video_share",
+        "noisy_share",
+        "light_share",
+        "heavy_share",
+        "interlaced_share",
+        "recompressed_share",
+        "second_order_share",
+    ):
         share = getattr(config, name)
         if not 0 <= share <= 1:
             raise UserError(f"--{name.replace('_', '-')} {share} is not possible; allowed: 0 to 1")
