@@ -300,7 +300,7 @@ def test_a_base_folder_is_copied_and_its_pickled_tensors_are_converted(
 
 
 def test_another_stable_diffusion_or_a_broken_one_is_refused_by_name(
-    tmp_path: Path, cache: Path, base_folder: Path
+    tmp_path: Path, cache: Path, base_folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(shutil.copytree(base_folder, tmp_path / "base"))
     unet, config = folder / "unet/diffusion_pytorch_model.safetensors", folder / "unet/config.json"
@@ -309,7 +309,11 @@ def test_another_stable_diffusion_or_a_broken_one_is_refused_by_name(
     with pytest.raises(UserError, match=r"conv_in\.bias has shape \(7,\), \(16,\) is expected"):
         bring(folder)
     save_file({**tensors, "stranger": torch.zeros(1)}, unet)
-    assert bring(folder).left_out == ("stranger",)
+    brought = bring(folder)
+    assert brought.left_out == ("stranger",)
+    base.load_base(brought.path)
+    (said,) = caplog.messages
+    assert said.endswith("1 entries are no part of the unet of Stable Diffusion and not used (stranger)")
     save_file({name: value for name, value in tensors.items() if name != "conv_in.bias"}, unet)
     with pytest.raises(UserError, match=r"it lacks conv_in\.bias"):
         bring(folder)

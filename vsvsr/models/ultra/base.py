@@ -1,5 +1,6 @@
 """The base model of UltraVSR: a local folder of Stable Diffusion 2.1-base in the layout of diffusers."""
 
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ _FILES = {
 _PICKLED = {"model": "pytorch_model"}
 """Names of files of pickled tensors where they differ from those of safetensors, without suffix."""
 _TOKENS: Literal[77] = 77
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class TextSettings:
 def load_base(folder: Path, *, extra: list[str] | None = None) -> tuple[Any, Any]:
     """UNet and autoencoder of the folder, in fp32 on the CPU; nothing is downloaded.
 
-    ``extra`` takes the names of tensors that are no part of them; None refuses such.
+    ``extra`` takes the names of tensors that are no part of them; with None there is a warning in the log instead.
 
     Raises:
         UserError: something is missing, damaged, or of another model.
@@ -217,7 +219,14 @@ def _load[Settings](
     renamed = ((rename(name), tensor) for name, tensor in read_tensors(folder / file)[0].items())
     tensors = {name: tensor for name, tensor in renamed if name is not None}
     what = f"the {folder.name} of Stable Diffusion"
-    return build(lambda: make(asdict(known)), tensors, folder / file, what, extra=extra)  # type: ignore[call-overload]  # a dataclass
+    left_out: list[str] = []
+    part = build(lambda: make(asdict(known)), tensors, folder / file, what, extra=left_out)  # type: ignore[call-overload]  # a dataclass
+    if extra is not None:
+        extra += left_out
+    elif left_out:
+        some = shown(", ".join(left_out[:3]))
+        _log.warning("%s: %d entries are no part of %s and not used (%s)", folder / file, len(left_out), what, some)
+    return part
 
 
 def _modern_attention(name: str) -> str:
