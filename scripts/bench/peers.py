@@ -207,15 +207,16 @@ def compare(arguments: argparse.Namespace, chosen: Mapping[str, Method], results
                     truth = to_tensor(np.stack(list(pictures(film[SKIPPED:]))))
                 for name, method in chosen.items():
                     frames, time = harness.timed(partial(list[Tensor], method.enlarge(small, SKIPPED)))
-                    outputs[name] = torch.stack(frames)
+                    result = torch.stack(frames)
+                    milliseconds = 1e3 * time.cpu / (len(small) if method.recurrent else len(frames))
+                    outputs[f"{name}, {milliseconds:.0f} ms"] = result
                     if case == UNDEGRADED:
                         continue
-                    milliseconds = 1e3 * time.cpu / (len(small) if method.recurrent else len(frames))
-                    rows[name].append({**figures(outputs[name], truth, flow), "CPU ms": milliseconds})
+                    rows[name].append({**figures(result, truth, flow), "CPU ms": milliseconds})
                     results.add(f"{path.stem}, {case}, {name}", rows[name][-1])
             if arguments.sheet is not None:
                 shown = outputs if case == UNDEGRADED else {**outputs, "truth": truth}
-                write_sheet(arguments.sheet / f"{path.stem}-{case.replace(' ', '-')}.png", shown)
+                write_sheet(arguments.sheet / f"{path.stem}-{case.replace(' ', '-')}.png", shown, arguments.crop)
     for name, found in rows.items():
         if found:
             means = {score: statistics.mean(row[score] for row in found) for score in SCORES}
@@ -236,12 +237,12 @@ def figures(result: Tensor, truth: Tensor, flow: LightFlow) -> dict[str, float]:
     }
 
 
-def write_sheet(path: Path, clips: Mapping[str, Tensor]) -> None:
-    """The middle of the last frames."""
+def write_sheet(path: Path, clips: Mapping[str, Tensor], crop: tuple[int, int, int, int] | None) -> None:
+    """A crop (left, top, width, height) of the last frames, by default of their middle."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, _, height, width = next(iter(clips.values())).shape
-    crop = (max(width - 360, 0) // 2, max(height - 270, 0) // 2, min(width, 360), min(height, 270))
-    sheet(clips, frames=[count - 1], crop=crop).save(path)
+    middle = (max(width - 360, 0) // 2, max(height - 270, 0) // 2, min(width, 360), min(height, 270))
+    sheet(clips, frames=[count - 1], crop=crop or middle).save(path)
 
 
 def write_drift(arguments: argparse.Namespace, chosen: Mapping[str, Method], results: harness.Results) -> None:
@@ -281,7 +282,9 @@ def main() -> None:
     parser.add_argument("--downsampling", choices=get_args(Resize), default="area")
     parser.add_argument("--first", type=int, default=40, help="first frame; with --drift it is 0")
     parser.add_argument("--frames", type=int, default=17)
-    parser.add_argument("--sheet", type=Path, help="folder for crops side by side")
+    parser.add_argument("--sheet", type=Path, help="folder for crops side by side, CPU time a frame above each")
+    crop = "of the large frames, for the sheets; default: the middle"
+    parser.add_argument("--crop", type=int, nargs=4, metavar=("LEFT", "TOP", "WIDTH", "HEIGHT"), help=crop)
     parser.add_argument("--drift", type=Path, metavar="FOLDER", help="write scores of every frame there instead")
     arguments = parser.parse_args()
     # A run folder gives its file its name.

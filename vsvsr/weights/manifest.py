@@ -169,10 +169,10 @@ MANIFEST: tuple[Weights, ...] = (
     ),
     _shipped("fastreal-x4", "FastReal", 1_441_560, "8f8afa08cfb2646366de5c2ca090521c335da8490a13cc73760b5a1bcd01a63e"),
     _shipped(
-        "fastreal-compact-x4", "FastReal", 595_620, "e3881c4295bdcb184499a7d1f6f2046abc275b8f74190db0cc2aef4356a705d2"
+        "fastreal-compact-x4", "FastReal", 595_820, "af6ed830fbe97439c4e210e15ce68a058bbb5405dd8088399676bed0edd9dedf"
     ),
     _shipped(
-        "fastreal-compact-x2", "FastReal", 553_540, "c2480de29d36a0a03d266a63bde3867dece1b872590c20001e24bb76caeb1ece"
+        "fastreal-compact-x2", "FastReal", 553_740, "bc68de4dc65119f83336f3972a0b6b5429c95bee8b411c9376779c9654d19cbf"
     ),
     _shipped(
         "skip-estimators-BasicVSR_REDS4",
