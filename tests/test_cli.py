@@ -147,6 +147,9 @@ def test_a_part_has_the_pixels_of_the_whole(
     assert run(monkeypatch, "upscale", source, tmp_path / "part.mkv", *same, "--start", "3", "--end", "6") == 0
     whole, part = planes(decode(tmp_path / "whole.mkv")[0]), planes(decode(tmp_path / "part.mkv")[0])
     assert len(part) == 3
+    picture, sound = packets(tmp_path / "part.mkv").values()
+    assert picture[0][0] == 0
+    assert 0 <= sound[0][0] < Fraction(1, 40)
     for got, wanted in zip(part, whole[3:6], strict=True):
         for plane, reference in zip(got, wanted, strict=True):
             np.testing.assert_array_equal(plane, reference)

@@ -15,7 +15,7 @@ from vsvsr.jobs.work import make_parts
 from vsvsr.video.encoder import wants_rgb
 from vsvsr.video.ffmpeg import picture_size
 from vsvsr.video.film import Film, Written, check_paths, refuse_truncated, write_pictures
-from vsvsr.video.join import film_zero, join, part_suffix
+from vsvsr.video.join import check_beside, film_zero, join, keeps_hdr, part_suffix
 
 
 class Progress(Protocol):
@@ -57,6 +57,7 @@ def make_film(order: Order, *, overwrite: bool, job: Path | None, keep_job: bool
         starts = segments.starts(film.frames.start, film.frames.stop)
         parts = divide(starts, film.frames.stop, film.source.timestamps)
         folder.begin(identify(order, film), parts)
+        _tell_what_is_left_out(order, film, progress)
         missing = _missing(folder, parts, progress)
         done, total = len(film.frames) - sum(map(len, missing)), len(film.frames)
         progress.frames(done, total)
@@ -67,7 +68,7 @@ def make_film(order: Order, *, overwrite: bool, job: Path | None, keep_job: bool
             progress.frames(done, total)
 
         make_parts(order, film, folder, missing, zero=film_zero(film), on_frame=on_frame)
-        written = _join(order, film, folder, parts)
+        written = _join(order, film, folder, parts, progress)
         if not keep_job:
             folder.remove()
     refuse_truncated(film, order.target)
@@ -108,13 +109,24 @@ def _missing(folder: JobFolder, parts: list[Part], progress: Progress) -> list[P
     return missing
 
 
-def _join(order: Order, film: Film, folder: JobFolder, parts: list[Part]) -> Written:
+def _tell_what_is_left_out(order: Order, film: Film, progress: Progress) -> None:
+    carried = check_beside(film, order.target, order.encoding)
+    if carried.left_out:
+        named = ", ".join(map(str, carried.left_out))
+        progress.note(f"a {order.target.suffix or 'file without an ending'} cannot hold and goes without: {named}")
+    if film.source.left_out:
+        progress.note(f"goes without {' and '.join(film.source.left_out)}")
+
+
+def _join(order: Order, film: Film, folder: JobFolder, parts: list[Part], progress: Progress) -> Written:
     """The film from its parts, under its final name."""
     files = [(folder.file(part), part.first) for part in parts]
     with _place(order.target, folder) as place:
         path = place / f"joined{order.target.suffix}"
         join(film, files, path, order.target, order.encoding)
         width, height = picture_size(path)
+        if not keeps_hdr(film, path):
+            progress.note("goes without mastering display and light levels of HDR, which the encoder does not write")
         replace_file(path, final_name(order.target))
     return Written(frames=len(film.frames), width=width or film.clip.width, height=height or film.clip.height)
 

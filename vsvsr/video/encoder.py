@@ -205,6 +205,8 @@ def _track(clip: vs.VideoNode, source: Video) -> matroska.VideoTrack:
         colour=replace(source.colour, matrix=0, full_range=True, chroma_location=None) if rgb else source.colour,
         sample_aspect_ratio=source.sample_aspect_ratio,
         frame_rate=source.clip.num_frames / seconds,
+        mastering=None if rgb else source.mastering,
+        light_level=None if rgb else source.light_level,
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -12,10 +13,14 @@ from vsvsr.video.encoder import Encoding, complaint
 from vsvsr.video.ffmpeg import describe, run, url
 from vsvsr.video.film import Film
 from vsvsr.video.matroska import TIMESTAMPS_PER_SECOND
+from vsvsr.video.tracks import MOV, Beside, beside
 
-_MOV = (".mp4", ".m4v", ".mov")
-_KEEP_TIMES = (*_MOV, ".mkv", ".webm", ".ts", ".mts", ".m2ts")
+_BEGIN_LATE = (".ts", ".mts", ".m2ts")
+_KEEP_TIMES = (*MOV, ".mkv", ".webm", *_BEGIN_LATE)
 """Containers in which every frame has a timestamp."""
+
+_SHORT = 100
+"""Characters of a name, its ending included, that a temporary file keeps."""
 
 _MICROSECOND = TIMESTAMPS_PER_SECOND // 1_000_000
 _MILLISECOND = TIMESTAMPS_PER_SECOND // 1000
@@ -24,7 +29,7 @@ _MILLISECOND = TIMESTAMPS_PER_SECOND // 1000
 
 def part_suffix(target: Path) -> str:
     """The container of the parts: the film's own where its timestamps are finer than Matroska's."""
-    return target.suffix.lower() if target.suffix.lower() in _MOV else ".mkv"
+    return target.suffix.lower() if target.suffix.lower() in MOV else ".mkv"
 
 
 def film_zero(film: Film) -> int:
@@ -39,7 +44,7 @@ def part_zero(film: Film, target: Path, first: int, zero: int) -> int:
 
     Where timestamps are rounded to milliseconds, they are rounded as those of the whole film.
     """
-    return film.source.timestamps[first] if part_suffix(target) in _MOV else zero
+    return film.source.timestamps[first] if part_suffix(target) in MOV else zero
 
 
 def packet_times(path: Path) -> list[int]:
@@ -72,12 +77,14 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
         UserError: ffmpeg failed, or frames or timestamps are not those of the plan.
     """
     described = _described(film)
+    carried = beside(described, target)
     zero = film_zero(film)
     stamps = [film.source.timestamps[first] - zero for _, first in parts]
-    if part_suffix(target) not in _MOV:
+    if part_suffix(target) not in MOV:
         stamps = [_rounded(stamp, _MILLISECOND) for stamp in stamps]
-    source = [*_cut_arguments(film, described), "-vn", "-i", url(film.source.path)] if described else []
+    source = [*_cut_arguments(film, described), "-i", url(film.source.path)] if described else []
     with scratch_folder(path.parent) as folder:
+        covers = _covers(film, carried, folder, target)
         listed = folder / "parts"
         listed.write_bytes(os.fsencode(_concatenation([part for part, _ in parts], stamps)))
         status, _, said = run(
@@ -85,15 +92,62 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
                 *("-loglevel", "error", "-nostats", "-y", "-seek_timestamp", "1"),
                 *("-itsoffset", f"{stamps[0] / TIMESTAMPS_PER_SECOND:.6f}"),
                 *("-f", "concat", "-safe", "0", "-i", url(listed), *source),
-                *("-map", "0:v", *(_beside_video(described, target) if described else ())),
-                *(*encoding.joining(), "-c:v", "copy"),
-                *(("-movflags", "+faststart") if target.suffix.lower() in _MOV else ()),
+                *("-map", "0:v", "-c:0", "copy", *carried.maps(source=1, first=1), *carried.attached(covers)),
+                *(("-map_metadata", "1", "-map_chapters", "1") if described else ()),
+                # ffmpeg begins at a key frame of the picture, and would keep seconds of sound before the first frame.
+                *(("-copypriorss:a", "0", "-copypriorss:s", "0") if film.is_cut else ()),
+                *encoding.joining(),
+                *(("-movflags", "+faststart") if target.suffix.lower() in MOV else ()),
                 url(path),
             ]
         )
     if status:
         raise UserError(f"{target}: {complaint(said).replace(url(path), str(target))}")
     _check_times(film, path, target)
+
+
+def check_beside(film: Film, target: Path, encoding: Encoding) -> Beside:
+    """What of the source goes into the film besides the picture, after an attempt to put it into such a container.
+
+    Raises:
+        UserError: ffmpeg refuses it, which would otherwise show when all frames are made.
+    """
+    carried = beside(_described(film), target)
+    if not carried.tracks:
+        return carried
+    with tempfile.TemporaryDirectory() as folder:
+        path = url(Path(folder, target.name[-_SHORT:]))
+        maps = carried.maps(source=0, first=0)
+        source = ["-i", url(film.source.path), "-t", "0.2"]
+        status, _, said = run(["-loglevel", "error", "-nostats", *source, *maps, *encoding.joining(), path])
+    if status:
+        raise UserError(f"{target}: {complaint(said).replace(path, str(target))}")
+    return carried
+
+
+def _covers(film: Film, carried: Beside, folder: Path, target: Path) -> list[Path]:
+    """The pictures that are attached to the source, as files."""
+    files = []
+    for cover in carried.covers:
+        file = folder / f"cover{cover.index}.{'jpg' if cover.codec == 'mjpeg' else cover.codec}"
+        taken = ["-map", f"0:{cover.index}", "-c", "copy", "-f", "image2", "-update", "1", url(file)]
+        status, _, said = run(["-loglevel", "error", "-i", url(film.source.path), *taken])
+        if status:
+            raise UserError(f"{target}: {complaint(said)}")
+        files.append(file)
+    return files
+
+
+def keeps_hdr(film: Film, path: Path) -> bool:
+    """Whether what the source says about the light of its display is in a file's first frame, if it says anything."""
+    wanted = {
+        "Mastering display metadata": film.source.mastering,
+        "Content light level metadata": film.source.light_level,
+    }
+    if not any(wanted.values()):
+        return True
+    said = run(["-i", url(path), "-map", "0:v:0", "-frames:v", "1", "-vf", "showinfo", "-f", "null", "-"])[2]
+    return all(name in said for name, value in wanted.items() if value)
 
 
 def _concatenation(parts: Sequence[Path], starts: Sequence[int]) -> str:
@@ -118,7 +172,9 @@ def _check_times(film: Film, path: Path, target: Path) -> None:
     if target.suffix.lower() not in _KEEP_TIMES:
         return
     planned = film.source.timestamps[film.frames.start : film.frames.stop]
-    worst = max(abs((now - found[0]) - (then - planned[0])) for now, then in zip(found, planned, strict=True))
+    # MPEG-TS begins late: how much later than planned is the muxer's choice, the same for sound and picture.
+    begin = found[0] - planned[0] if target.suffix.lower() in _BEGIN_LATE else -film_zero(film)
+    worst = max(abs(now - then - begin) for now, then in zip(found, planned, strict=True))
     if worst > _MILLISECOND:
         raise UserError(f"{target}: frames are shown up to {worst / 1e6:.1f} ms from where they are in the source")
 
@@ -131,13 +187,6 @@ def _rounded(nanoseconds: int, unit: int) -> int:
 def _described(film: Film) -> str:
     """What ffmpeg says of the source; nothing of a folder of pictures."""
     return "" if film.source.path.is_dir() else describe(film.source.path)
-
-
-def _beside_video(described: str, target: Path) -> list[str]:
-    """What is taken of the source, the second input, besides the picture."""
-    codecs = set(re.findall(r"Stream #.*Audio: (\w+)", described))
-    fits = target.suffix.lower() != ".webm" or codecs <= {"opus", "vorbis"}
-    return ["-map", "1:a?", "-c:a", "copy" if fits else "libopus", "-map_metadata", "1", "-map_chapters", "1"]
 
 
 def _start_time(described: str) -> int:

@@ -4,6 +4,7 @@ YUV4MPEG carries neither timestamps nor most colour tags; a Matroska stream carr
 pipe. Elements are those of RFC 9559; sizes and numbers are big-endian.
 """
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,6 +30,19 @@ class Colour:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mastering:
+    """The display that a film was graded on, as SMPTE ST 2086 has it.
+
+    Attributes:
+        chromaticities: x and y in CIE 1931 of red, green, blue and white.
+        luminance: lowest and highest, in cd/m2.
+    """
+
+    chromaticities: tuple[tuple[float, float], ...]
+    luminance: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideoTrack:
     """What the one track of the stream holds.
 
@@ -36,6 +50,8 @@ class VideoTrack:
         fourcc: four bytes naming the layout of a frame, as in ffmpeg's table of raw formats.
         sample_aspect_ratio: width over height of one sample.
         frame_rate: nominal, for rate control; the timestamps are what counts.
+        mastering: of HDR, if the film says.
+        light_level: of HDR, if the film says: the brightest pixel and the brightest mean of a frame, in cd/m2.
     """
 
     width: int
@@ -44,6 +60,8 @@ class VideoTrack:
     colour: Colour
     sample_aspect_ratio: Fraction
     frame_rate: Fraction
+    mastering: Mastering | None = None
+    light_level: tuple[int, int] | None = None
 
 
 def _element(name: int, payload: bytes) -> bytes:
@@ -62,13 +80,29 @@ def _number(name: int, value: int) -> bytes:
     return _element(name, value.to_bytes(8))
 
 
-def _colour(colour: Colour) -> bytes:
-    siting = b""
+def _real(name: int, value: float) -> bytes:
+    return _element(name, struct.pack(">d", value))
+
+
+def _mastering(mastering: Mastering) -> bytes:
+    values = [value for point in mastering.chromaticities for value in point]
+    names = range(0x55D1, 0x55D9)  # red x, red y, green, blue, white
+    low, high = mastering.luminance
+    numbers = b"".join(_real(name, value) for name, value in zip(names, values, strict=True))
+    return _element(0x55D0, numbers + _real(0x55D9, high) + _real(0x55DA, low))
+
+
+def _colour(track: VideoTrack) -> bytes:
+    colour, siting, hdr = track.colour, b"", b""
     if colour.chroma_location in (0, 1, 2, 3):
         siting = _number(0x55B7, 1 if colour.chroma_location in (0, 2) else 2)
         siting += _number(0x55B8, 1 if colour.chroma_location in (2, 3) else 2)
     numbers = _number(0x55B1, colour.matrix) + siting + _number(0x55B9, 2 if colour.full_range else 1)
-    return _element(0x55B0, numbers + _number(0x55BA, colour.transfer) + _number(0x55BB, colour.primaries))
+    if track.light_level is not None:
+        hdr += _number(0x55BC, track.light_level[0]) + _number(0x55BD, track.light_level[1])
+    if track.mastering is not None:
+        hdr += _mastering(track.mastering)
+    return _element(0x55B0, numbers + _number(0x55BA, colour.transfer) + _number(0x55BB, colour.primaries) + hdr)
 
 
 def header(track: VideoTrack) -> bytes:
@@ -82,7 +116,7 @@ def header(track: VideoTrack) -> bytes:
             _number(0x54BA, display.denominator),
             _number(0x54B2, 3),  # display size is an aspect ratio
             _element(0x2EB524, track.fourcc),
-            _colour(track.colour),
+            _colour(track),
         )
     )
     entry = b"".join(

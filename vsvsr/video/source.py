@@ -3,13 +3,13 @@
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import platformdirs
@@ -17,7 +17,7 @@ import vapoursynth as vs
 
 from vsvsr.errors import UserError
 from vsvsr.video.colour import colour_of, from_float_rgb, to_float_rgb
-from vsvsr.video.matroska import TIMESTAMPS_PER_SECOND, Colour
+from vsvsr.video.matroska import TIMESTAMPS_PER_SECOND, Colour, Mastering
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
@@ -36,6 +36,9 @@ class Video:
         sample_aspect_ratio: width over height of one sample of ``clip``.
         timestamps: when each frame is shown, in nanoseconds, and one entry more: when the last one ends.
         time_base: unit of the file's own timestamps, in seconds.
+        mastering: of HDR, as the first frame says.
+        light_level: likewise: the brightest pixel and the brightest mean of a frame, in cd/m2.
+        left_out: what of its frames nothing is made of, in words.
     """
 
     path: Path
@@ -45,6 +48,9 @@ class Video:
     sample_aspect_ratio: Fraction
     timestamps: list[int]
     time_base: Fraction
+    mastering: Mastering | None
+    light_level: tuple[int, int] | None
+    left_out: tuple[str, ...]
 
 
 class Pictures:
@@ -120,7 +126,7 @@ def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: Non
     if decoded.format is None or decoded.width == 0:
         raise UserError(f"{path} changes its size or format on the way; it must have one")
     with one_line_errors():
-        props = decoded.get_frame(0).props
+        props = dict(decoded.get_frame(0).props)
     if props.get("_FieldBased", 0):
         raise UserError(f"{path} is interlaced; deinterlace it first: ffmpeg -i {path} -vf bwdif DEINTERLACED.mkv")
     colour = colour_of(decoded, props)
@@ -139,6 +145,9 @@ def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: Non
         sample_aspect_ratio=aspect if rotation % 180 == 0 else 1 / aspect,
         timestamps=_timestamps(stamps, time_base, decoded.fps, decoded.num_frames),
         time_base=time_base,
+        mastering=_mastering(props),
+        light_level=_light_level(props),
+        left_out=_left_out(decoded.format, props),
     )
 
 
@@ -221,6 +230,30 @@ def _timestamps(stamps: list[int], time_base: Fraction, rate: Fraction, count: i
         return [round(n / rate * TIMESTAMPS_PER_SECOND) for n in range(count + 1)]
     last = (stamps[-1] - stamps[-2]) * unit if count > 1 else TIMESTAMPS_PER_SECOND / rate
     return [*(round(stamp * unit) for stamp in stamps), round(stamps[-1] * unit + last)]
+
+
+def _mastering(props: Mapping[str, Any]) -> Mastering | None:
+    names = ("MasteringDisplayPrimariesX", "MasteringDisplayPrimariesY", "MasteringDisplayMaxLuminance")
+    if not all(name in props for name in names):
+        return None
+    xs = [*props["MasteringDisplayPrimariesX"], props["MasteringDisplayWhitePointX"]]
+    ys = [*props["MasteringDisplayPrimariesY"], props["MasteringDisplayWhitePointY"]]
+    luminance = (props["MasteringDisplayMinLuminance"], props["MasteringDisplayMaxLuminance"])
+    return Mastering(chromaticities=tuple(zip(xs, ys, strict=True)), luminance=luminance)
+
+
+def _light_level(props: Mapping[str, Any]) -> tuple[int, int] | None:
+    if "ContentLightLevelMax" not in props:
+        return None
+    return props["ContentLightLevelMax"], props["ContentLightLevelAverage"]
+
+
+def _left_out(file_format: vs.VideoFormat, props: Mapping[str, Any]) -> tuple[str, ...]:
+    dynamic = {"DolbyVisionRPU": "Dolby Vision", "HDR10Plus": "HDR10+"}
+    found = [f"{name} metadata" for prop, name in dynamic.items() if prop in props]
+    if file_format.sample_type == vs.INTEGER and file_format.bits_per_sample > 10:
+        found.append(f"bits 11 to {file_format.bits_per_sample} of films")
+    return tuple(found)
 
 
 def _turn(clip: vs.VideoNode, degrees: int, *, flip: bool) -> vs.VideoNode:

@@ -1,0 +1,170 @@
+"""What a film has besides its frames, before and after. ffmpeg tells what is in a file; every decoder reads HDR."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.films import decode, ffmpeg, small
+from vsvsr.cli.app import app
+from vsvsr.video.ffmpeg import describe, find_ffmpeg
+from vsvsr.video.tracks import tracks_of
+
+Monkey = pytest.MonkeyPatch
+Capsys = pytest.CaptureFixture[str]
+
+HDR = {
+    "MasteringDisplayPrimariesX": [0.68, 0.265, 0.15],
+    "MasteringDisplayPrimariesY": [0.32, 0.69, 0.06],
+    "MasteringDisplayWhitePointX": 0.3127,
+    "MasteringDisplayWhitePointY": 0.329,
+    "MasteringDisplayMinLuminance": 0.0001,
+    "MasteringDisplayMaxLuminance": 1000.0,
+    "ContentLightLevelMax": 1000,
+    "ContentLightLevelAverage": 400,
+}
+X265 = (
+    "log-level=none:hdr10=1:colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc:max-cll=1000,400"
+    ":master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+)
+CHAPTERS = """;FFMETADATA1
+title=A film
+[CHAPTER]
+TIMEBASE=1/1000
+START=0
+END=150
+title=one
+[CHAPTER]
+TIMEBASE=1/1000
+START=150
+END=320
+title=two
+"""
+
+
+def run(monkeypatch: Monkey, *arguments: str | Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["vsvsr", *map(str, arguments)])
+    return app()
+
+
+@pytest.fixture(scope="module")
+def rich_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A film in HDR with sound in two languages, two kinds of subtitles, chapters, a font and a cover."""
+    folder = tmp_path_factory.mktemp("rich")
+    (folder / "one.srt").write_text("1\n00:00:00,040 --> 00:00:00,200\nhello\n")
+    (folder / "chapters.txt").write_text(CHAPTERS)
+    (folder / "letters.ttf").write_bytes(b"no real font")
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=64x48", "-frames:v", "1", folder / "cover.png")
+    ffmpeg(
+        *("-f", "lavfi", "-i", "testsrc2=size=64x36:rate=25:duration=0.32"),
+        *("-f", "lavfi", "-i", "sine=duration=0.32", "-i", folder / "one.srt", "-i", folder / "chapters.txt"),
+        *("-map", "0", "-map", "1", "-map", "1", "-map", "2", "-map", "2"),
+        *("-map_metadata", "3", "-map_chapters", "3", "-pix_fmt", "yuv420p10le", "-c:v", "libx265"),
+        *("-x265-params", X265, "-c:a", "aac", "-c:s:0", "srt", "-c:s:1", "ass"),
+        *("-metadata:s:a:0", "language=ger", "-metadata:s:a:1", "language=fre", "-metadata:s:s:0", "language=ger"),
+        *("-disposition:s:0", "forced", "-attach", folder / "letters.ttf", "-metadata:s:t:0", "mimetype=font/ttf"),
+        *("-attach", folder / "cover.png", "-metadata:s:t:1", "mimetype=image/png"),
+        *("-metadata:s:t:1", "filename=cover.png", folder / "in.mkv"),
+    )
+    return folder / "in.mkv"
+
+
+def told(path: Path) -> dict[str, object]:
+    """What ffmpeg tells of a file."""
+    described = describe(path)
+    return {
+        "tracks": [("Film" if t.index == 0 else t.kind, t.codec * (t.index > 0), t.name) for t in tracks_of(described)],
+        "languages": re.findall(r"Stream #0:\d+(?:\[\w+\])?\((ger|fre)\): (\w+)", described),
+        "forced": len(re.findall(r"Subtitle.*\(forced\)", described)),
+        "title": re.findall(r"^    title +: (.*)", described, re.MULTILINE),
+        "chapters": re.findall(r"Chapter #0:\d: start (\S+), end (\S+)\n.*\n +title +: (\w+)", described),
+        "colour": re.findall(r"Video: .*?\((tv, [^,)]*)", described),
+    }  # fmt: skip
+
+
+def hdr(path: Path) -> dict[str, object]:
+    props = decode(path)[0].get_frame(0).props
+    return {name: pytest.approx(props[name], rel=1e-3) for name in HDR if name in props}
+
+
+@pytest.mark.parametrize("encoder", ["libx265", "libx264"])
+def test_matroska_takes_everything_along(
+    rich_film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys, encoder: str
+) -> None:
+    target = tmp_path / "out.mkv"
+    assert run(monkeypatch, "upscale", rich_film, target, "--model-path", tiny_fastreal, "--encoder", encoder) == 0
+    assert "goes without" not in capsys.readouterr().err
+    assert told(target) == told(rich_film)
+    assert told(target)["tracks"] == [
+        ("Film", "", ""), ("Audio", "aac", ""), ("Audio", "aac", ""), ("Subtitle", "subrip", ""),
+        ("Subtitle", "ass", ""), ("Attachment", "none", "letters.ttf"), ("Video", "png", "cover.png"),
+    ]  # fmt: skip
+    assert told(target)["colour"] == ["tv, bt2020nc/bt2020/smpte2084"]
+    assert hdr(rich_film) == HDR
+    assert hdr(target) == HDR
+    font = ("-dump_attachment:t:0", tmp_path / "letters.ttf", "-i", target)  # then it misses an output
+    subprocess.run([find_ffmpeg(), "-v", "quiet", *font], check=False)
+    ffmpeg("-i", target, "-map", "0:v:1", "-c", "copy", "-f", "image2", "-update", "1", tmp_path / "cover.png")
+    for name in ("letters.ttf", "cover.png"):
+        assert (tmp_path / name).read_bytes() == rich_film.with_name(name).read_bytes()
+    subtitles = ("-map", "0:s:0", "-f", "srt", "-")
+    assert ffmpeg("-i", target, *subtitles) == ffmpeg("-i", rich_film, *subtitles)
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "subtitles"),
+    [
+        ("out.mp4", "attachment 5 (letters.ttf)", ["mov_text", "mov_text"]),
+        ("out.webm", "attachment 5 (letters.ttf), picture 6 (cover.png)", ["webvtt", "webvtt"]),
+        ("out.ts", "subtitles 3 (subrip), subtitles 4 (ass), attachment 5 (letters.ttf), picture 6 (cover.png)", []),
+    ],
+)
+def test_what_a_container_cannot_hold_is_named(
+    rich_film: Path,
+    tmp_path: Path,
+    tiny_fastreal: Path,
+    monkeypatch: Monkey,
+    capsys: Capsys,
+    name: str,
+    left_out: str,
+    subtitles: list[str],
+) -> None:
+    target = tmp_path / name
+    assert run(monkeypatch, "upscale", rich_film, target, "--model-path", tiny_fastreal) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"{target}: a {target.suffix} cannot hold and goes without: {left_out}"
+    tracks = tracks_of(describe(target))
+    assert [track.codec for track in tracks if track.kind == "Subtitle"] == subtitles
+    assert sum(track.kind == "Audio" for track in tracks) == 2
+    assert [track.codec for track in tracks if track.is_cover] == (["png"] if name == "out.mp4" else [])
+    if subtitles:
+        assert "hello" in ffmpeg("-i", target, "-map", "0:s:0", "-f", "srt", "-")
+        assert [title for _, _, title in told(target)["chapters"]] == ["one", "two"]  # type: ignore[attr-defined]
+    if name == "out.mp4":
+        assert hdr(target) == HDR
+
+
+def test_hdr_that_an_encoder_does_not_write_is_named(
+    rich_film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    target = tmp_path / "out.nut"
+    more = ("--model-path", tiny_fastreal, "--encoder", "ffv1")
+    assert run(monkeypatch, "upscale", rich_film, target, *more) == 0
+    assert f"{target}: goes without mastering display and light levels of HDR, " in capsys.readouterr().err
+    assert hdr(target) == {}
+
+
+def test_sound_that_a_container_refuses_is_an_error_before_the_first_frame(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    plain, source = small(tmp_path / "plain.mkv", frames=4), tmp_path / "in.mkv"
+    ffmpeg("-i", plain, "-c:v", "copy", "-c:a", "pcm_s16le", source)
+    target = tmp_path / "out.flv"
+    assert run(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"vsvsr: {target}: ")
+    assert "FLV does not support" in said
+    assert said.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "plain.mkv"]

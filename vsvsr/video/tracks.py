@@ -1,0 +1,129 @@
+"""What a file has besides its picture, and what of it another container can hold."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+MOV = frozenset({".mp4", ".m4v", ".mov"})
+_TEXT = frozenset({"ass", "mov_text", "ssa", "srt", "subrip", "text", "webvtt"})
+_SUBTITLES = {
+    ".mkv": {**dict.fromkeys(_TEXT, "copy"), "mov_text": "srt", "dvb_subtitle": "copy", "dvd_subtitle": "copy"}
+    | {"hdmv_pgs_subtitle": "copy", "hdmv_text_subtitle": "copy"},
+    ".webm": {**dict.fromkeys(_TEXT, "webvtt"), "webvtt": "copy"},
+    ".ts": dict.fromkeys(("dvb_subtitle", "dvb_teletext", "hdmv_pgs_subtitle"), "copy"),
+    **{suffix: {**dict.fromkeys(_TEXT, "mov_text"), "mov_text": "copy", "dvd_subtitle": "copy"} for suffix in MOV},
+}
+"""Codecs of subtitles that a container can hold, and what ffmpeg makes of them."""
+
+_MIME_TYPES = {"mjpeg": "image/jpeg", "png": "image/png"}
+"""Of pictures that Matroska attaches as files; ffmpeg would copy them as films of one frame."""
+
+_TRACK = re.compile(r"  Stream #0:(\d+)(?:\[\w+\])?(?:\(\w*\))?: (Video|Audio|Subtitle|Attachment|Data): (\w+)(.*)")
+_NAME = re.compile(r"\s+filename\s*: (.*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """A track of a file as ffmpeg describes it.
+
+    Attributes:
+        index: ffmpeg's number of it.
+        kind: ``Video``, ``Audio``, ``Subtitle``, ``Attachment`` or ``Data``.
+        codec: ffmpeg's name of it.
+        is_cover: it is a picture attached to the file.
+        name: of the attached file, if it is one.
+        is_chapters: it holds titles of chapters, which ffmpeg reads and writes by itself.
+    """
+
+    index: int
+    kind: str
+    codec: str
+    is_cover: bool = False
+    name: str = ""
+    is_chapters: bool = False
+
+    def __str__(self) -> str:
+        what = {"Subtitle": "subtitles", "Video": "picture"}.get(self.kind, self.kind.lower())
+        return f"{what} {self.index} ({self.name or self.codec})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What goes into a file besides its picture.
+
+    Attributes:
+        tracks: those that ffmpeg takes from the source, with the encoder of each.
+        covers: pictures that are attached as files.
+        left_out: what the container cannot hold.
+    """
+
+    tracks: list[tuple[Track, str]] = field(default_factory=list)
+    covers: list[Track] = field(default_factory=list)
+    left_out: list[Track] = field(default_factory=list)
+
+    def maps(self, source: int, first: int) -> list[str]:
+        """Output options of ffmpeg that take the tracks.
+
+        Args:
+            source: number of the input that they are from.
+            first: number of the first of them in the output.
+        """
+        taken: list[str] = []
+        for number, (track, encoder) in enumerate(self.tracks, start=first):
+            taken += ["-map", f"{source}:{track.index}", f"-c:{number}", encoder]
+        return taken
+
+    def attached(self, files: Sequence[Path]) -> list[str]:
+        """Output options of ffmpeg that attach ``files``, which are ``covers``."""
+        before = sum(track.kind == "Attachment" for track, _ in self.tracks)
+        options: list[str] = []
+        for number, (cover, file) in enumerate(zip(self.covers, files, strict=True), start=before):
+            about = (f"mimetype={_MIME_TYPES[cover.codec]}", f"filename={cover.name or file.name}")
+            options += ["-attach", str(file), *(word for each in about for word in (f"-metadata:s:t:{number}", each))]
+        return options
+
+
+def beside(described: str, target: Path) -> Beside:
+    """What of a source, as ffmpeg describes it, goes into the file ``target`` besides the picture."""
+    suffix = target.suffix.lower()
+    result = Beside()
+    picture_seen = False
+    for track in tracks_of(described):
+        encoder: str | None = None
+        if track.is_chapters:
+            continue
+        if track.kind == "Video" and not track.is_cover and not picture_seen:
+            picture_seen = True
+            continue
+        if track.kind == "Audio":
+            encoder = "libopus" if suffix == ".webm" and track.codec not in ("opus", "vorbis") else "copy"
+        elif track.kind == "Subtitle":
+            encoder = _SUBTITLES.get(suffix, {}).get(track.codec)
+        elif track.kind == "Attachment":
+            encoder = "copy" if suffix == ".mkv" else None
+        elif track.is_cover and suffix in MOV:
+            encoder = "copy"
+        elif track.is_cover and suffix == ".mkv" and track.codec in _MIME_TYPES:
+            result.covers.append(track)
+            continue
+        if encoder is None:
+            result.left_out.append(track)
+        else:
+            result.tracks.append((track, encoder))
+    return result
+
+
+def tracks_of(described: str) -> list[Track]:
+    """The tracks in what ffmpeg says about a file."""
+    tracks: list[Track] = []
+    for line in described.splitlines():
+        found, name = _TRACK.match(line), _NAME.match(line)
+        if found:
+            index, kind, codec, more = found.groups()
+            chapters = codec == "bin_data" and "(text " in more
+            cover = "(attached pic)" in more
+            tracks.append(Track(index=int(index), kind=kind, codec=codec, is_cover=cover, is_chapters=chapters))
+        elif name and tracks:
+            tracks[-1] = replace(tracks[-1], name=name[1].strip())
+    return tracks
