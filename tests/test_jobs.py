@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -271,3 +272,67 @@ def test_an_option_that_drops_frames_is_named(
     command = ("upscale", source, target, "--model-path", tiny_fastreal, "--encoder-option", "vf=select=gt(n\\,1)")
     assert run(monkeypatch, *command) == 1
     assert capsys.readouterr().err == (f"vsvsr: {target}: 6 frames came out of 8; no option may add or drop frames\n")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "none", folder], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_job_goes_on_when_a_full_disk_has_room_again(
+    tmp_path: Path, small_disk: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    source, target = silent(tmp_path / "in.mkv", 20), small_disk / "out.mkv"
+    command = ("upscale", source, target, "--model-path", tiny_fastreal, "--segment", "5", "--arg", "warmup=3")
+    lossless = (*command, "--encoder", "ffv1")
+    assert run(monkeypatch, *lossless) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"vsvsr: {target}: ")
+    assert said.endswith("No space left on device\n")
+    assert said.count("\n") == 1
+    (job,) = small_disk.iterdir()
+    done = {path.name: path.stat().st_mtime_ns for path in job.glob("*.mkv")}
+    assert 1 <= len(done) < 4
+    assert not list(job.glob(".vsvsr-*"))
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    assert run(monkeypatch, *lossless, "--keep-job") == 0
+    assert f"{len(done)} of 4 parts are there" in capsys.readouterr().err
+    assert {name: (job / name).stat().st_mtime_ns for name in done} == done
+    assert len(digests(target)) == 20
+
+
+def test_a_source_that_was_replaced_in_between_is_another_job(killed: Killed) -> None:
+    process = killed.begin()
+    killed.wait_for_parts(process, 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    before = killed.parts()
+    state = killed.source.stat()
+    silent(killed.source, 41)
+    os.utime(killed.source, ns=(state.st_atime_ns, state.st_mtime_ns))
+    again = killed.begin()
+    said = again.communicate()[1]
+    assert (again.returncode, len([line for line in said.splitlines() if "indexing" not in line])) == (1, 1)
+    assert f"{killed.job} was begun differently: frames was [0, 40], is [0, 41]; " in said
+    assert killed.parts() == before
+    assert not killed.target.exists()
+
+
+def test_the_default_weights_divide_a_film_on_the_grid_that_they_carry(
+    tmp_path: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    source = small(tmp_path / "in.mkv", vf="scale=32:18", frames=131)
+    assert run(monkeypatch, "plan", source) == 0
+    monkeypatch.setattr("vsvsr.jobs.parts.SHORTEST_SECONDS", 1.0)
+    assert run(monkeypatch, "plan", source) == 0
+    assert capsys.readouterr().out.splitlines() == ["-s 0 -e 130", "-s 0 -e 99", "-s 100 -e 130"]
+    one = ("--encoder", "ffv1", "--end", "104")
+    assert run(monkeypatch, "upscale", source, tmp_path / "parts.mkv", *one) == 0
+    monkeypatch.setattr("vsvsr.jobs.parts.SHORTEST_SECONDS", 1e6)
+    assert run(monkeypatch, "upscale", source, tmp_path / "whole.mkv", *one) == 0
+    assert digests(tmp_path / "parts.mkv") == digests(tmp_path / "whole.mkv")

@@ -22,20 +22,24 @@ def main() -> None:
     The command runs on a thread of its own: a signal is then noticed at once, whatever the command waits for, and no
     exception of the signal meets it at a moment at which it cannot clean up.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, _stop)
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup sets it
+    _hear(heard)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     outcome: Future[tuple[int, str]] = Future()
     Thread(target=_run, args=(outcome,), daemon=True).start()
     while not wait((outcome,), timeout=0.5).done:  # without a timeout Windows notices no Ctrl-C
-        pass
+        _hear(heard)  # Ray's own library takes SIGTERM when it connects
     code, message = outcome.result()
     if message:
         sys.stderr.write(message)
     sys.exit(code)
+
+
+def _hear(numbers: list[int]) -> None:
+    for number in numbers:
+        signal.signal(number, _stop)
 
 
 def _run(outcome: Future[tuple[int, str]]) -> None:

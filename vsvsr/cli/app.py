@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vsvsr.cli import demo, doctor, evaluate, upscale, weights
+from vsvsr.cli import demo, doctor, evaluate, plan, upscale, weights
 from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.files import explain
 
@@ -21,6 +21,7 @@ _commands = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _commands.add_typer(upscale.app)
+_commands.add_typer(plan.app)
 _commands.add_typer(demo.app)
 _commands.add_typer(doctor.app)
 _commands.add_typer(evaluate.app)

@@ -8,7 +8,7 @@ import typer
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 
-from vsvsr.cli.upscale import upscale_file
+from vsvsr.cli.upscale import Telling, upscale_file
 from vsvsr.files import written_whole
 from vsvsr.jobs.order import Order
 from vsvsr.video.encoder import Encoding
@@ -41,7 +41,7 @@ def demo(
             frames=slice(None),
             encoding=Encoding(),
         )
-        upscale_file(order, Console(stderr=True), overwrite=True)
+        upscale_file(order, Telling(Console(stderr=True)), overwrite=True)
         with written_whole(picture) as path:
             before_and_after(source, video).save(path)
     typer.echo(f"video          {video.resolve()}")

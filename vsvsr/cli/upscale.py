@@ -1,25 +1,33 @@
-"""``vsvsr upscale``: a video file in, a larger one out."""
+"""``vsvsr upscale``: videos in, larger ones out."""
 
 import re
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import vapoursynth as vs
 from rich.console import Console
 from rich.markup import escape
 
-from vsvsr.cli.progress import Shown, show
+from vsvsr.cli.progress import Shown, Told, show
 from vsvsr.errors import UserError, WrongArgumentError
+from vsvsr.files import explain
 from vsvsr.filters.arguments import Argument
 from vsvsr.filters.generate import own_arguments
 from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.settings import RecurrentSettings, SharedSettings
-from vsvsr.jobs.film import make_film
+from vsvsr.jobs.cluster import Cluster
+from vsvsr.jobs.estimate import estimate
+from vsvsr.jobs.film import make_film, tell_what_is_left_out
+from vsvsr.jobs.many import are_several, pair_up
 from vsvsr.jobs.order import Order
 from vsvsr.video.encoder import Encoding
+from vsvsr.video.film import check_paths
 from vsvsr.video.size import Size
 
 _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
@@ -60,13 +68,13 @@ def _filter_help() -> str:
 
 @app.command(epilog=_filter_help())
 def upscale(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="Any video that ffmpeg reads, or a folder of numbered pictures.")
-    ],
-    target: Annotated[
-        Path,
+    paths: Annotated[
+        list[Path],
         typer.Argument(
-            metavar="OUT", help="The file to write; its ending chooses the container. frame_%04d.png writes pictures."
+            metavar="IN... OUT",
+            help="IN is any video that ffmpeg reads, or a folder of numbered pictures. OUT is the file to write; its "
+            "ending chooses the container, frame_%04d.png writes pictures. Of several IN, or of a folder of videos, "
+            "OUT is a folder; what is in it already is left out.",
         ),
     ],
     *,
@@ -74,6 +82,20 @@ def upscale(
     model: Annotated[str | None, typer.Option(help=_help("model"))] = None,
     model_path: Annotated[Path | None, typer.Option(help=_help("model_path"))] = None,
     device: Annotated[int | None, typer.Option(help=_help("device_index"))] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="0,1,...",
+            help="Several CUDA devices of this machine at once; -1,-1: two processes on its CPU.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="The machines of a running Ray cluster, or local: all of this machine."),
+    ] = None,
+    send_source: Annotated[
+        bool, typer.Option("--send-source", help="Send IN to the machines, which then need not share folders.")
+    ] = False,
     half: Annotated[bool, typer.Option("--half", help="Compute in fp16 (on a GPU).")] = False,
     tile: Annotated[str | None, typer.Option(metavar="W,H", help=_help("tile"))] = None,
     segment: Annotated[int | None, typer.Option(help=_help("segment"))] = None,
@@ -101,22 +123,34 @@ def upscale(
     encoder_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another ffmpeg output option, e.g. preset=slow.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing: show parts, size, and time and memory by a few frames.")
+    ] = False,
+    progress: Annotated[
+        Literal["auto", "json"], typer.Option(help="json: lines of JSON on standard output, for other programs.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", "-y", help="Replace OUT if it exists.")] = False,
     job: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where finished parts are kept; by default beside OUT.")
     ] = None,
     keep_job: Annotated[bool, typer.Option("--keep-job", help="Keep that folder when OUT is there.")] = False,
 ) -> None:
-    """Upscale a video file. Audio, chapters, timestamps, colour and aspect ratio are kept.
+    """Upscale videos. Sound, subtitles, chapters, timestamps, colour and aspect ratio are kept.
 
     Finished parts are kept on disk: after a crash or an interruption the same command goes on where it was.
     """
     explicit = {"model": model, "model_path": model_path, "device_index": device, "tile": tile, "segment": segment}
     pairs = [f"{key}={value}" for key, value in explicit.items() if value is not None]
     options = tuple(_split(option) for option in encoder_option or ())
-    _check_filter(filter_name)
+    check_filter(filter_name)
+    if len(paths) < 2:
+        raise WrongArgumentError("Missing argument 'OUT'.")
+    *sources, target = paths
+    films = pair_up(sources, target) if are_several(sources, target) else None
+    if films is not None and job is not None:
+        raise WrongArgumentError("--job is the folder of one film; of several each is beside its OUT")
     order = Order(
-        source=source,
+        source=sources[0],
         target=target,
         filter_name=filter_name,
         arguments=parse_arguments(filter_name, [*pairs, *(arg or ())]),
@@ -125,20 +159,104 @@ def upscale(
         encoding=Encoding(encoder=encoder, crf=crf, options=options),
         size=_size(width, height, fit),
     )
-    upscale_file(order, Console(stderr=True), overwrite=overwrite, job=job, keep_job=keep_job)
+    console = Console(stderr=True)
+    with _cluster(devices, ray, send_source=send_source) as cluster:
+        shown = Telling(console, json=progress == "json")
+        if films is not None:
+            _upscale_all(order, films, shown, dry_run=dry_run, overwrite=overwrite, keep_job=keep_job, cluster=cluster)
+        elif dry_run:
+            _show_estimate(order, shown, overwrite=overwrite)
+        else:
+            upscale_file(order, shown, overwrite=overwrite, job=job, keep_job=keep_job, cluster=cluster)
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Where progress goes.
+
+    Attributes:
+        console: for people.
+        json: as JSON on standard output instead, for programs.
+    """
+
+    console: Console
+    json: bool = False
+
+    def about(self, order: Order) -> Shown | Told:
+        """What tells of one film."""
+        return Told(order) if self.json else Shown(order, self.console)
 
 
 def upscale_file(
-    order: Order, console: Console, *, overwrite: bool, job: Path | None = None, keep_job: bool = False
+    order: Order,
+    telling: Telling,
+    *,
+    overwrite: bool,
+    job: Path | None = None,
+    keep_job: bool = False,
+    cluster: Cluster | None = None,
 ) -> None:
-    """Make the film, with progress on ``console``. See `make_film`."""
+    """Make the film and tell how far it is. See `make_film`."""
     begun = time.monotonic()
-    with Shown(order, console) as progress:
-        film = make_film(order, overwrite=overwrite, job=job, keep_job=keep_job, progress=progress)
-    seconds = time.monotonic() - begun
-    made = progress.made
-    rate = f"{made / seconds:.2f} fps" if made == film.frames else f"{made} of them now, {made / seconds:.2f} fps"
-    show(console, f"{order.target}: {film.frames} frames of {film.width}x{film.height} in {seconds:.1f} s, {rate}")
+    with telling.about(order) as progress:
+        film = make_film(order, overwrite=overwrite, job=job, keep_job=keep_job, progress=progress, cluster=cluster)
+    progress.finished(film, time.monotonic() - begun)
+
+
+def _upscale_all(
+    order: Order,
+    films: list[tuple[Path, Path]],
+    telling: Telling,
+    *,
+    dry_run: bool,
+    overwrite: bool,
+    keep_job: bool,
+    cluster: Cluster | None,
+) -> None:
+    """Make one film after the other; what fails is said and left behind."""
+    made = before = failed = 0
+    for source, target in films:
+        one = replace(order, source=source, target=target)
+        if target.exists() and not overwrite:
+            before += 1
+            continue
+        try:
+            if dry_run:
+                _show_estimate(one, telling, overwrite=overwrite)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                upscale_file(one, telling, overwrite=overwrite, keep_job=keep_job, cluster=cluster)
+        except (UserError, OSError) as error:
+            failed += 1
+            show(telling.console, f"vsvsr: {explain(error) if isinstance(error, OSError) else error}")
+        else:
+            made += 1
+    show(
+        telling.console,
+        f"{made} of {len(films)} films {'looked at' if dry_run else 'made'}, {before} were there, {failed} failed",
+    )
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show_estimate(order: Order, telling: Telling, *, overwrite: bool) -> None:
+    """Show what a film will take."""
+    order.check()
+    if order.target.parent.is_dir():
+        check_paths(order.source, order.target, overwrite=overwrite)
+    with telling.about(order) as progress:
+        film, segments = order.open(progress.indexing)
+        tell_what_is_left_out(order, film, progress)
+        found = estimate(order, film, segments)
+    lines = [f"{order.target}: {len(film.frames)} frames of {found.picture} in {len(found.parts)} parts"]
+    lines += [f"  {part}" for part in found.parts]
+    taken = [f"memory {found.memory / 2**30:.1f} GiB"] * bool(found.memory)
+    taken += [f"on the GPU {found.device_memory / 2**30:.1f} GiB"] * bool(found.device_memory)
+    lines.append(
+        f"  about {timedelta(seconds=round(found.seconds))} on one device, {found.frame_seconds:.3f} s a frame without "
+        f"its encoder{''.join(f', {each}' for each in taken)}"
+    )
+    typer.echo("\n".join(lines))
 
 
 def parse_arguments(filter_name: str, pairs: list[str]) -> dict[str, object]:
@@ -174,6 +292,20 @@ def _frames(start: int, end: int | None, frame: int | None) -> slice:
     return slice(frame, frame + 1)
 
 
+def _cluster(devices: str | None, address: str | None, *, send_source: bool) -> AbstractContextManager[Cluster | None]:
+    if devices is None and address is None:
+        return nullcontext()
+    if devices is not None and address is not None:
+        raise WrongArgumentError("give --devices for this machine or --ray for a cluster, not both")
+    try:
+        indices = [int(index) for index in (devices or "").split(",") if devices]
+    except ValueError:
+        indices = [-2]
+    if min(indices, default=0) < -1 or (-1 in indices and max(indices) >= 0):
+        raise WrongArgumentError(f"--devices {devices}: write CUDA devices, as 0,1,2, or -1,-1 for the CPU")
+    return Cluster(devices=indices, address=address or "", send_source=send_source)
+
+
 def _size(width: int | None, height: int | None, fit: str | None) -> Size | None:
     if sum(given is not None for given in (width, height, fit)) > 1:
         raise WrongArgumentError("give one of --width, --height and --fit")
@@ -194,7 +326,12 @@ def _split(pair: str) -> tuple[str, str]:
     return key, value
 
 
-def _check_filter(name: str) -> None:
+def check_filter(name: str) -> None:
+    """Refuse a filter that there is not.
+
+    Raises:
+        UserError: the plugin is not there; ``WrongArgumentError``: the filter is not.
+    """
     if not hasattr(vs.core, "vsvsr"):
         raise UserError("the VapourSynth plugin is not loaded; vsvsr doctor says why")
     if name not in FILTERS:

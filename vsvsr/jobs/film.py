@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from vsvsr.errors import UserError
+from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.files import explain, final_name, replace_file, scratch_beside
+from vsvsr.jobs.cluster import Cluster
 from vsvsr.jobs.folder import JobFolder, beside, held
 from vsvsr.jobs.identity import identify
 from vsvsr.jobs.order import Order
 from vsvsr.jobs.parts import Part, divide
-from vsvsr.jobs.work import make_parts
+from vsvsr.jobs.work import Here
 from vsvsr.video.encoder import wants_rgb
 from vsvsr.video.ffmpeg import picture_size
 from vsvsr.video.film import Film, Written, check_paths, refuse_truncated, write_pictures
@@ -34,7 +35,15 @@ class Progress(Protocol):
         ...
 
 
-def make_film(order: Order, *, overwrite: bool, job: Path | None, keep_job: bool, progress: Progress) -> Written:
+def make_film(
+    order: Order,
+    *,
+    overwrite: bool,
+    job: Path | None,
+    keep_job: bool,
+    progress: Progress,
+    cluster: Cluster | None = None,
+) -> Written:
     """Make a film; its file appears when it is whole. A film, as opposed to pictures, goes on where it was.
 
     Args:
@@ -43,6 +52,7 @@ def make_film(order: Order, *, overwrite: bool, job: Path | None, keep_job: bool
         job: the job's folder, instead of one beside the target.
         keep_job: leave that folder where it is.
         progress: hears how far it is.
+        cluster: makes the parts, instead of this process.
 
     Raises:
         UserError: something about the files, the filter, the job or ffmpeg. If the source is truncated, after what
@@ -51,23 +61,26 @@ def make_film(order: Order, *, overwrite: bool, job: Path | None, keep_job: bool
     order.check()
     check_paths(order.source, order.target, overwrite=overwrite)
     if wants_rgb(order.target):
+        if cluster is not None:
+            raise WrongArgumentError(f"{order.target}: pictures are made by one device; leave out --devices and --ray")
         return _make_pictures(order, overwrite=overwrite, progress=progress)
     with _job_folder(order, job) as folder:
-        film, segments = order.open(progress.indexing)
+        workers = Here(order) if cluster is None else cluster.workers(order)
+        film, segments = workers.plan.open(progress.indexing)
         starts = segments.starts(film.frames.start, film.frames.stop)
         parts = divide(starts, film.frames.stop, film.source.timestamps)
-        folder.begin(identify(order, film), parts)
-        _tell_what_is_left_out(order, film, progress)
+        identity = identify(order, film, workers.device)
+        folder.begin(identity, parts)
+        tell_what_is_left_out(order, film, progress)
         missing = _missing(folder, parts, progress)
         done, total = len(film.frames) - sum(map(len, missing)), len(film.frames)
         progress.frames(done, total)
 
-        def on_frame() -> None:
-            nonlocal done
-            done += 1
-            progress.frames(done, total)
+        def on_frames(made: int) -> None:
+            progress.frames(done + made, total)
 
-        make_parts(order, film, folder, missing, zero=film_zero(film), on_frame=on_frame)
+        if missing:
+            workers.make(film, folder, missing, zero=film_zero(film), identity=identity, on_frames=on_frames)
         written = _join(order, film, folder, parts, progress)
         if not keep_job:
             folder.remove()
@@ -109,7 +122,12 @@ def _missing(folder: JobFolder, parts: list[Part], progress: Progress) -> list[P
     return missing
 
 
-def _tell_what_is_left_out(order: Order, film: Film, progress: Progress) -> None:
+def tell_what_is_left_out(order: Order, film: Film, progress: Progress) -> None:
+    """Name what of the source the film goes without.
+
+    Raises:
+        UserError: the container refuses what it should hold.
+    """
     carried = check_beside(film, order.target, order.encoding)
     if carried.left_out:
         named = ", ".join(map(str, carried.left_out))

@@ -160,7 +160,10 @@ def held(path: Path, suffix: str, about: Path) -> Iterator[JobFolder]:
         return job
 
     def leave(job: JobFolder) -> None:
-        if lock.is_locked and not job.has_parts():
+        if not lock.is_locked or not path.exists():
+            return
+        job.clean()  # what processes that died were writing
+        if not job.has_parts():
             shutil.rmtree(path, ignore_errors=True)
 
     try:

@@ -18,13 +18,19 @@ _ENDS = 1 << 20
 """Bytes of the source's head and of its tail that are hashed."""
 
 
-def identify(order: Order, film: Film) -> Identity:
-    """The identity of a job."""
+def identify(order: Order, film: Film, device: str) -> Identity:
+    """The identity of a job.
+
+    Args:
+        order: what is made.
+        film: what it opened.
+        device: what computes, as `describe_device` says.
+    """
     return {
         "source": _source(film),
         "frames": [film.frames.start, film.frames.stop],
         "filter": order.filter_name,
-        "arguments": {name: _plain(value) for name, value in sorted(order.arguments.items())},
+        "arguments": {name: _plain(value) for name, value in sorted(order.arguments.items()) if name != "device_index"},
         "half": order.half,
         "weights": _weights(order),
         "versions": {
@@ -32,7 +38,7 @@ def identify(order: Order, film: Film) -> Identity:
             "torch": importlib.metadata.version("torch"),
             "vapoursynth": str(vs.core.core_version).splitlines()[0],
         },
-        "device": _device(order),
+        "device": device,
         "encoder": " ".join(order.encoding.arguments(order.target)),
         "picture": f"{film.clip.width}x{film.clip.height} {film.clip.format.name}",
     }
@@ -80,12 +86,7 @@ def _ends(first: Path, last: Path) -> Iterator[bytes]:
 
 def _weights(order: Order) -> Identity:
     """Hashes of the files that are given, and without a file of weights those of the weights that are installed."""
-    settings = FILTERS[order.filter_name].settings
-    given = {
-        argument.name: Path(str(order.arguments[argument.name]))
-        for argument in settings.arguments()
-        if argument.path and order.arguments.get(argument.name)
-    }
+    given = order.files
     hashes: Identity = {}
     for row in weights.MANIFEST:
         if row.model == order.filter_name and "model_path" not in given and weights.location(row).exists():
@@ -103,8 +104,11 @@ def _content(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _device(order: Order) -> str:
-    """Pixels depend on the kind of device, and on a CPU on the number of threads, since sums are divided among them."""
+def describe_device(order: Order) -> str:
+    """What an order is computed on.
+
+    Pixels depend on the kind of device, and on a CPU on the number of threads, since sums are divided among them.
+    """
     # Only now: the command line shows help, and what is wrong with torch, without it.
     import vsvsr.engine.threads  # noqa: F401  before torch: it decides how torch's threads wait
 

@@ -8,6 +8,7 @@ import vapoursynth as vs
 
 from vsvsr.errors import WrongArgumentError
 from vsvsr.filters.apply import apply
+from vsvsr.filters.registry import FILTERS
 from vsvsr.streaming import Segments
 from vsvsr.video.encoder import Encoding
 from vsvsr.video.film import Film, open_film
@@ -37,6 +38,15 @@ class Order:
     frames: slice
     encoding: Encoding
     size: Size | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The arguments that are files or folders."""
+        return {
+            argument.name: Path(str(self.arguments[argument.name]))
+            for argument in FILTERS[self.filter_name].settings.arguments()
+            if argument.path and self.arguments.get(argument.name)
+        }
 
     def check(self) -> None:
         """Refuse what cannot give the pixels of playback.

@@ -1,4 +1,4 @@
-"""Making the parts of a job."""
+"""Making the parts of a job in this process."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +11,7 @@ import vapoursynth as vs
 from vsvsr.errors import UserError
 from vsvsr.files import scratch_folder
 from vsvsr.jobs.folder import JobFolder
+from vsvsr.jobs.identity import Identity, describe_device
 from vsvsr.jobs.order import Order
 from vsvsr.jobs.parts import Part
 from vsvsr.video.encoder import encode
@@ -19,8 +20,29 @@ from vsvsr.video.join import packet_times, part_zero
 from vsvsr.video.source import one_line_errors
 
 
+class Here:
+    """This process, on one device, as what makes the parts of a film. See `vsvsr.jobs.cluster.Workers`."""
+
+    def __init__(self, order: Order) -> None:
+        self.plan = order
+        self.device = describe_device(order)
+
+    def make(
+        self,
+        film: Film,
+        job: JobFolder,
+        parts: Sequence[Part],
+        *,
+        zero: int,
+        identity: Identity,
+        on_frames: Callable[[int], object],
+    ) -> None:
+        """See `make_parts`."""
+        make_parts(self.plan, film, job, parts, zero=zero, on_frames=on_frames)
+
+
 def make_parts(
-    order: Order, film: Film, job: JobFolder, parts: Sequence[Part], *, zero: int, on_frame: Callable[[], object]
+    order: Order, film: Film, job: JobFolder, parts: Sequence[Part], *, zero: int, on_frames: Callable[[int], object]
 ) -> None:
     """Make parts and put them into the job's folder.
 
@@ -33,11 +55,12 @@ def make_parts(
         job: where they go.
         parts: in order.
         zero: the source's time that is 0 in the film.
-        on_frame: is called after every frame.
+        on_frames: hears after every frame how many are made.
 
     Raises:
         UserError: a frame, or ffmpeg, failed.
     """
+    made = 0
     finishing: Future[None] | None = None
     with ThreadPoolExecutor(1) as finisher, one_line_errors():
         for run in _runs(parts):
@@ -47,7 +70,8 @@ def make_parts(
                     write = stack.enter_context(_written(order, film, job, part, zero))
                     for frame in islice(frames, len(part)):
                         write(frame)
-                        on_frame()
+                        made += 1
+                        on_frames(made)
                         if finishing is not None and finishing.done():
                             finishing.result()
                     rest = stack.pop_all()
