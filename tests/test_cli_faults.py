@@ -1,5 +1,6 @@
 """What goes wrong around the command line: disks, names, signals, ffmpeg. Nothing half, one line, no traceback."""
 
+import importlib.metadata
 import os
 import pty
 import shutil
@@ -18,6 +19,7 @@ from tests.clips import clip_path
 from tests.films import decode, ffmpeg, small
 from vsvsr.cli.app import app
 from vsvsr.files import written_whole
+from vsvsr.jobs import work
 
 
 def failed(
@@ -177,6 +179,47 @@ def test_an_ffmpeg_that_succeeds_without_a_file_is_an_error(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "in.mp4"]
 
 
+def test_a_target_that_becomes_a_folder_meanwhile_is_one_line_and_costs_no_frame(
+    tmp_path: Path, film: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    target = tmp_path / "out.mkv"
+    encode = work.encode
+
+    def late(*arguments: object, **options: object) -> object:
+        (target / "something").mkdir(parents=True, exist_ok=True)
+        return encode(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(work, "encode", late)
+    command = ("upscale", film, target, "--model-path", tiny_fastreal)
+    assert failed(monkeypatch, capsys, *command) == f"{target}: Is a directory"
+    assert [path.name for path in target.iterdir()] == ["something"]
+    shutil.rmtree(target)
+    monkeypatch.setattr(work, "encode", None)  # the finished part is taken as it is
+    succeeded(monkeypatch, *command)
+    assert decode(target)[0].num_frames == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mkv"]
+
+
+def test_an_interruption_before_the_command_is_loaded_is_no_traceback() -> None:
+    code = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "vsvsr.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as it is in a shell's foreground
+sys.meta_path.insert(0, Interrupting())
+from vsvsr.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+    (program,) = importlib.metadata.entry_points(group="console_scripts", name="vsvsr")
+    assert program.value == "vsvsr.__main__:main"
+
+
 def test_links_are_followed(tmp_path: Path, film: Path, tiny_fastreal: Path, monkeypatch: Monkey) -> None:
     (tmp_path / "far").mkdir()
     link, film_of_link = tmp_path / "link.mp4", tmp_path / "far" / "film.mp4"
@@ -194,7 +237,10 @@ def test_a_circle_of_links_is_one_line(tmp_path: Path, film: Path, monkeypatch: 
     assert failed(monkeypatch, capsys, "upscale", film, circle).startswith(f"{circle}: Too many levels of symbolic")
 
 
-@pytest.mark.parametrize(("name", "options"), [("in.mkv", ()), ("in.mp4", ("-movflags", "+faststart"))])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("in.mkv", ()), ("in.mp4", ("-movflags", "+faststart")), ("in.avi", ("-an",)), ("in.flv", ())],
+)
 def test_a_truncated_film_is_written_as_far_as_it_goes_and_is_an_error(
     tmp_path: Path,
     tiny_fastreal: Path,
@@ -207,9 +253,9 @@ def test_a_truncated_film_is_written_as_far_as_it_goes_and_is_an_error(
     small(whole, frames=24, options=("-g", "1", *options))
     source.write_bytes(whole.read_bytes()[: whole.stat().st_size * 7 // 10])
     said = failed(monkeypatch, capsys, "upscale", source, target, "--model-path", tiny_fastreal)
+    assert said.startswith(f"{source} is truncated: ")
     count = decode(target)[0].num_frames
     assert 5 < count < 24
-    assert said.startswith(f"{source} is truncated: ")
     assert said.endswith(f"the {count} frames that are in it are in {target}")
     # A part that was asked for and is there is no error, nor is a whole file.
     succeeded(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal, "-y", "--end", "2")
@@ -330,5 +376,7 @@ def test_a_killed_ffmpeg_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_fas
         os.kill(int(child), signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said == f"vsvsr: {folder / 'out.mp4'}: ffmpeg failed without a word\n"
+    assert [line for line in said.splitlines() if "frames" not in line] == [
+        f"vsvsr: {folder / 'out.mp4'}: ffmpeg was ended by signal 9"
+    ]
     assert list(folder.iterdir()) == []

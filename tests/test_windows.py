@@ -35,7 +35,7 @@ def test_an_ffmpeg_that_died_is_one_line_where_its_pipe_is_an_invalid_argument(
     monkeypatch.setattr(encoder, "subprocess", SimpleNamespace(Popen=Dead, PIPE=subprocess.PIPE))
     encoding = encoder.Encoding()
     with (
-        pytest.raises(UserError, match=rf"^{target}: ffmpeg failed without a word$"),
+        pytest.raises(UserError, match=rf"^{target}: ffmpeg was ended by signal 9$"),
         encoder.encode(clip, source, target, target, first=0, zero=0, encoding=encoding) as write,
         clip.get_frame(0) as frame,
     ):

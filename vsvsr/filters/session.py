@@ -14,7 +14,7 @@ from vsvsr.engine.tiling import TileGrid
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
 from vsvsr.models.common.loading import Loaded
-from vsvsr.streaming import ChunkedSession, Segments, Session
+from vsvsr.streaming import ChunkedSession, ChunkModel, Segments, Session
 
 _NEVER = Segments(length=0, warmup=0)
 
@@ -68,6 +68,17 @@ def open_chunked[Network: nn.Module](
 
     model = fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE)
     model.budget = feature_budget(settings.feature_cache, device)
+    return in_chunks(model, settings, clip, device, loaded.scale)
+
+
+def in_chunks[Picture, Result](
+    model: ChunkModel[Planes, Picture, Result, Output],
+    settings: ChunkedSettings,
+    clip: Clip,
+    device: torch.device,
+    scale: int,
+) -> FilterSession:
+    """The session that runs ``model`` chunk by chunk, as a filter's settings say."""
     session = ChunkedSession(
         model,
         frames=clip.frames,
@@ -76,4 +87,4 @@ def open_chunked[Network: nn.Module](
         budget=settings.state_cache * 1_000_000,
         scene_change=settings.scene_change,
     )
-    return FilterSession(session, device, loaded.scale, Segments(length=settings.length, warmup=settings.overlap))
+    return FilterSession(session, device, scale, Segments(length=settings.length, warmup=settings.overlap))

@@ -1,7 +1,7 @@
 """Ultra: UltraVSR, one diffusion step of Stable Diffusion with temporal shift."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -126,11 +126,11 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     from vsvsr.engine.device import choose_device, compute_type
     from vsvsr.engine.memory import feature_budget, fit_tiles, rehearse
     from vsvsr.engine.planes import read
-    from vsvsr.filters.session import FilterSession
+    from vsvsr.filters.session import in_chunks
     from vsvsr.models.ultra import Restored, Upscaler
     from vsvsr.models.ultra.base import tokenise
     from vsvsr.models.ultra.clip_iqa import PAIRS, load_clip_iqa, measure_degradation, sample_indices
-    from vsvsr.streaming import ChunkedSession, SampledSession, Segments
+    from vsvsr.streaming import SampledSession
 
     device = choose_device(settings.device_index)
     dtype = compute_type(clip.format, device)
@@ -157,20 +157,12 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
 
     tile = fit_tiles(settings.tile, clip.width, clip.height, rehearsed, smallest=SMALLEST_TILE)
     budget = feature_budget(settings.feature_cache, device)
-    segments = Segments(length=settings.length, warmup=settings.overlap)
     model = ContinuedNetwork[Restored](device, dtype)
-    session = ChunkedSession(
-        model,
-        frames=clip.frames,
-        length=settings.length or clip.frames,
-        overlap=settings.overlap,
-        budget=settings.state_cache * 1_000_000,
-        scene_change=settings.scene_change,
-    )
+    opened = in_chunks(model, settings, clip, device, loaded.scale)
     if judge_path is None:
         degradation = network.degradation if settings.degradation is None else settings.degradation
         model.model = upscaler(degradation, tile, budget)
-        return FilterSession(session, device, loaded.scale, segments)
+        return opened
 
     tokens = tokenise(_base(settings), [text for pair in PAIRS for text in pair]).to(device)
     judge = load_clip_iqa(judge_path).to(device)
@@ -182,12 +174,12 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
         model.model = upscaler(degradation, tile, budget)
 
     sampled = SampledSession(
-        session,
+        opened.session,
         samples=sample_indices(clip.frames),
         read=partial(read, device=device, dtype=torch.float32),
         prepare=prepare,
     )
-    return FilterSession(sampled, device, loaded.scale, segments)
+    return replace(opened, session=sampled)
 
 
 def _load(settings: UltraSettings) -> "tuple[Loaded[UltraVSR], dict[int, Tensor], Path | None]":

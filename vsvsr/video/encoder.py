@@ -186,7 +186,9 @@ def encode(
                     pipe.close()
             if failed:
                 complaints.seek(0)
-                raise UserError(f"{target}: {complaint(complaints.read()).replace(url(path), str(target))}")
+                raise UserError(
+                    f"{target}: {complaint(complaints.read(), process.returncode).replace(url(path), str(target))}"
+                )
 
 
 def _muxer(path: Path, first: int) -> list[str]:
@@ -223,7 +225,13 @@ def _fourcc(video_format: vs.VideoFormat) -> bytes:
     return bytes((*b"Y3", {(1, 1): 11, (1, 0): 10, (0, 0): 0}[subsampling], bits))
 
 
-def complaint(said: bytes | str) -> str:
-    """The first thing that ffmpeg had to say."""
+def complaint(said: bytes | str, status: int) -> str:
+    """The first thing that ffmpeg had to say, or, where it said nothing, how it ended."""
     lines = (said if isinstance(said, str) else said.decode(errors="replace")).splitlines()
-    return re.sub(r"^(\[[^]]*\] )+", "", lines[0]) if lines else "ffmpeg failed without a word"
+    if lines:
+        return re.sub(r"^(\[[^]]*\] )+", "", lines[0])
+    return (
+        f"ffmpeg was ended by signal {-status}"
+        if status < 0
+        else f"ffmpeg ended with exit code {status} and no message"
+    )

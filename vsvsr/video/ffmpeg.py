@@ -1,11 +1,13 @@
 """Finding ffmpeg, and raw frames through it."""
 
+import math
 import re
 import shutil
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import imageio_ffmpeg
 import numpy as np
@@ -63,9 +65,35 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def is_truncated(path: Path) -> bool:
-    """Whether a file ends before its container says so; known for Matroska, WebM, MP4 and MOV. Reads it to its end."""
+    """Whether a file ends before its container says so. Reads it to its end.
+
+    Known for Matroska, WebM, MP4, MOV and AVI, and for FLV that states its size, as ffmpeg's does. MPEG-TS and MPEG-PS
+    say nothing of their length: there a film that ends early cannot be told from a whole one.
+    """
+    if _stated_size(path) > path.stat().st_size:
+        return True
     said = run(["-v", "error", "-i", url(path), "-map", "0:v:0", "-map", "0:a?", "-c", "copy", "-f", "null", "-"])[2]
     return "File ended prematurely" in said or "partial file" in said
+
+
+def _stated_size(path: Path) -> int:
+    """Bytes that an AVI or FLV file has as its headers say; 0 where they say nothing."""
+    with path.open("rb") as file:
+        begin = file.read(4096)
+        size = begin.find(b"filesize\0") + len(b"filesize\0")  # in FLV's metadata, a double
+        if begin.startswith(b"FLV") and size > 9 and len(begin) >= size + 8:
+            (stated,) = struct.unpack_from(">d", begin, size)
+            return int(stated) if math.isfinite(stated) else 0
+        end = 0
+        if begin.startswith(b"RIFF") and begin[8:12] == b"AVI ":
+            while (header := _at(file, end, 8)).startswith(b"RIFF") and len(header) == 8:
+                end += 8 + int.from_bytes(header[4:], "little")
+        return end
+
+
+def _at(file: BinaryIO, place: int, count: int) -> bytes:
+    file.seek(place)
+    return file.read(count)
 
 
 def _ffmpeg(arguments: list[str], data: bytes | None = None) -> bytes:

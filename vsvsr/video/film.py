@@ -152,7 +152,7 @@ def refuse_truncated(film: Film, target: Path) -> None:
     path = film.source.path
     if film.frames.stop == film.source.clip.num_frames and path.is_file() and is_truncated(path):
         raise UserError(
-            f"{path} is truncated: it ends before the time that it says; "
+            f"{path} is truncated: it ends before its container says; "
             f"the {len(film.frames)} frames that are in it are in {target}"
         )
 

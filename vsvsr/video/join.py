@@ -56,7 +56,7 @@ def packet_times(path: Path) -> list[int]:
     listed = ["-v", "error", "-copyts", "-i", url(path), "-map", "0:v:0", "-c", "copy", "-f", "framecrc", "-"]
     status, output, said = run(listed)
     if status:
-        raise UserError(complaint(said))
+        raise UserError(complaint(said, status))
     lines = output.decode().splitlines()
     unit = next((Fraction(line.split(":")[1].strip()) for line in lines if line.startswith("#tb 0")), Fraction(1))
     stamps = (int(line.split(",")[2]) for line in lines if not line.startswith("#"))
@@ -102,7 +102,7 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
             ]
         )
     if status:
-        raise UserError(f"{target}: {complaint(said).replace(url(path), str(target))}")
+        raise UserError(f"{target}: {complaint(said, status).replace(url(path), str(target))}")
     _check_times(film, path, target)
 
 
