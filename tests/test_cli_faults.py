@@ -18,7 +18,8 @@ import pytest
 from tests.clips import clip_path
 from tests.films import decode, ffmpeg, small
 from vsvsr.cli.app import app
-from vsvsr.files import written_whole
+from vsvsr.errors import UserError
+from vsvsr.files import check_target, written_whole
 from vsvsr.jobs import work
 
 
@@ -123,6 +124,8 @@ def test_a_demo_in_a_place_that_cannot_be_is_one_line(
 def test_names_that_are_too_long_are_one_line(film: Path, monkeypatch: Monkey, capsys: Capsys) -> None:
     name = film.with_name("x" * 300 + ".mp4")
     assert failed(monkeypatch, capsys, "upscale", film, name) == f"{name}: File name too long"
+    with pytest.raises(UserError, match=f"^{name}: File name too long$"):
+        check_target(name)
     assert failed(monkeypatch, capsys, "upscale", name, film.with_name("out.mp4")).startswith(f"{name}: ")
     assert failed(monkeypatch, capsys, "evaluate", name, name).startswith(f"{name}: ")
 
@@ -235,6 +238,8 @@ def test_a_circle_of_links_is_one_line(tmp_path: Path, film: Path, monkeypatch: 
     circle = tmp_path / "circle.mp4"
     circle.symlink_to("circle.mp4")
     assert failed(monkeypatch, capsys, "upscale", film, circle).startswith(f"{circle}: Too many levels of symbolic")
+    with pytest.raises(UserError, match=f"^{circle}: Too many levels of symbolic"):
+        check_target(circle)
 
 
 @pytest.mark.parametrize(

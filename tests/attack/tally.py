@@ -35,7 +35,7 @@ class Tally:
         listed = [f"{number:>10,} {what}" for what, number in sorted(self.counts.items())]
         listed += [f"{value:>10.4g} {what}: {which}" for what, (value, which) in sorted(self.notes.items())]
         listed.append(f"{memory('VmHWM') / 1e6:>10,.0f} MB, largest memory; {memory('VmRSS') / 1e6:,.0f} MB now")
-        return [*listed, f"{seconds:>10,.0f} s"]
+        return [*listed, f"{seconds:>10,.0f} s, {time.process_time():,.0f} s of the processor"]
 
 
 def memory(name: str) -> int:
