@@ -12,7 +12,7 @@ from types import TracebackType
 import vapoursynth as vs
 
 from tests import hostile_files
-from tests.attack import command, lifetimes, orders
+from tests.attack import command, failures, lifetimes, orders
 from tests.attack.setups import pool
 from tests.attack.tally import Tally
 
@@ -22,10 +22,14 @@ FILES = 40
 
 PARTS: dict[str, Callable[["Attack", random.Random], object]] = {
     "orders": lambda attack, rng: orders.attack(attack.pool, rng, attack.tally),
+    "failures": lambda attack, rng: failures.attack(attack.pool, rng, attack.tally),
     "lifetimes": lambda attack, rng: lifetimes.attack(attack.pool, rng, attack.tally),
     "files": lambda attack, rng: attack.files(rng),
     "signals": lambda attack, rng: command.attack(attack.film, rng, attack.tally),
 }
+
+PENDING = {"failures"}
+"""Parts that still find faults; played when asked for."""
 
 
 class Attack:
