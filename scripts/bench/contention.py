@@ -25,10 +25,10 @@ CLIP = Path(str(resources.files("vsvsr") / "assets" / "bigbuckbunny_320x180.mp4"
 X264 = ("-c:v", "libx264", "-preset", "slow", "-f", "null", "-")
 TEST_FILM = ("-f", "lavfi", "-i", "testsrc2=size=1280x720:rate=25:duration=3600")
 
-ONE = "output = clip.vsvsr.FastReal(device_index=-1)"
-TWO = (
-    f"{ONE}; output = core.std.Interleave([output, clip.vsvsr.FastReal(device_index=-1, model='fastreal-compact-x4')])"
-)
+MODEL = "fastreal-compact-x4"
+FILTER = f"clip.vsvsr.FastReal(device_index=-1, model={MODEL!r})"
+ONE = f"output = {FILTER}"
+TWO = f"output = core.std.Interleave([{FILTER}, {FILTER}])"
 SCRIPT = """{first}
 import vapoursynth as vs
 core = vs.core
@@ -103,7 +103,7 @@ def programs(folder: Path, frames: int) -> dict[str, Callable[[str, dict[str, st
 
     def upscale(first: str, environment: dict[str, str]) -> float:
         code = f"{first}\nfrom vsvsr.cli import main; main()"
-        options = ["--device", "-1", "--end", str(frames), "-y", "--encoder-option", "preset=slow"]
+        options = ["--device", "-1", "--model", MODEL, "--end", str(frames), "-y", "--encoder-option", "preset=slow"]
         command = [sys.executable, "-c", code, "upscale", str(CLIP), str(folder / "out.mkv"), *options]
         return seconds(command, environment, r"in ([\d.]+) s")
 
