@@ -312,10 +312,10 @@ def begun(folder: Path, source: Path, weights: Path, **options: object) -> "subp
     return process
 
 
-def working_in(folder: Path) -> list[str]:
-    """Processes that were told about the folder."""
-    lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [line for line in lines if str(folder) in line]
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    """The processes that it has started and that still run: ffmpeg."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+    return [int(number) for number in listed.stdout.split()]
 
 
 @pytest.mark.parametrize(
@@ -327,13 +327,38 @@ def test_a_signal_leaves_neither_files_nor_processes_behind(
 ) -> None:
     source, folder = small(tmp_path / "in.mp4", vf="scale=160:90", frames=100), tmp_path / "out"
     process = begun(folder, source, tiny_fastreal)
+    started = children(process)
+    assert len(started) > 0
+    # A terminal's Ctrl-C is for this command alone: ffmpeg would finish the half file.
+    assert os.getsid(process.pid) not in map(os.getsid, started)
     for number in sent:
         process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    process.wait(timeout=60)
+    assert [number for number in started if Path(f"/proc/{number}").exists()] == []  # they were waited for
+    _, said = process.communicate()
     assert process.returncode == 130
     assert [line for line in said.splitlines() if "frames" not in line] == ["vsvsr: interrupted"]
     assert list(folder.iterdir()) == []
-    assert working_in(folder) == []
+
+
+def test_a_signal_while_a_signal_is_obeyed_changes_nothing() -> None:
+    code = """
+import os, signal
+import vsvsr.cli
+from vsvsr import files
+
+def undo():
+    os.write(2, b"undone\\n")
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+files.undo_everything = undo
+signal.signal(signal.SIGINT, vsvsr.cli._stop)
+signal.signal(signal.SIGTERM, vsvsr.cli._stop)
+os.kill(os.getpid(), signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "undone\nvsvsr: interrupted\n")
 
 
 def test_a_closed_terminal_leaves_nothing_behind(tmp_path: Path, tiny_fastreal: Path) -> None:
@@ -347,7 +372,6 @@ def test_a_closed_terminal_leaves_nothing_behind(tmp_path: Path, tiny_fastreal: 
     process.wait(timeout=60)
     assert process.returncode == 130
     assert list(folder.iterdir()) == []
-    assert working_in(folder) == []
 
 
 def test_a_signal_ends_the_command_on_a_terminal_that_takes_no_text(tmp_path: Path, tiny_fastreal: Path) -> None:
@@ -374,11 +398,8 @@ def test_a_killed_ffmpeg_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_fas
     source, folder = tmp_path / "in.mp4", tmp_path / "out"
     ffmpeg("-i", clip_path("bigbuckbunny.mp4"), "-vf", "scale=160:90", source)
     process = begun(folder, source, tiny_fastreal)
-    children = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    for child in children:
-        os.kill(int(child), signal.SIGKILL)
+    for number in children(process):
+        os.kill(number, signal.SIGKILL)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1
     assert [line for line in said.splitlines() if "frames" not in line] == [
