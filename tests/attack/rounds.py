@@ -42,6 +42,8 @@ class Attack:
 
     def __init__(self, seed: str, tally: Tally) -> None:
         self.seed, self.tally = seed, tally
+        for fault in ("differences", "hangs"):
+            tally.add(fault, 0)
         self._stack = ExitStack()
 
     def __enter__(self) -> "Attack":

@@ -25,7 +25,7 @@ from vsvsr.streaming import Segments
 FRAMES = 24
 SIZES = ((16, 16), (16, 16), (17, 19), (24, 16))
 TILED = (48, 40)
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds for one frame, after which it counts as hanging."""
 _KEPT_REFERENCES = 500
 _CHEAP = ("FastReal", "FastReal", "MIA", "Skip")
