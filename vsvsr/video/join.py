@@ -121,7 +121,7 @@ def check_beside(film: Film, target: Path, encoding: Encoding) -> Beside:
         source = ["-i", url(film.source.path), "-t", "0.2"]
         status, _, said = run(["-loglevel", "error", "-nostats", *source, *maps, *encoding.joining(), path])
     if status:
-        raise UserError(f"{target}: {complaint(said).replace(path, str(target))}")
+        raise UserError(f"{target}: {complaint(said, status).replace(path, str(target))}")
     return carried
 
 
@@ -133,7 +133,7 @@ def _covers(film: Film, carried: Beside, folder: Path, target: Path) -> list[Pat
         taken = ["-map", f"0:{cover.index}", "-c", "copy", "-f", "image2", "-update", "1", url(file)]
         status, _, said = run(["-loglevel", "error", "-i", url(film.source.path), *taken])
         if status:
-            raise UserError(f"{target}: {complaint(said)}")
+            raise UserError(f"{target}: {complaint(said, status)}")
         files.append(file)
     return files
 
