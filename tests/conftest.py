@@ -9,9 +9,11 @@ import pytest
 import torch
 import vapoursynth as vs
 
-from tests.cases import CASES, WeightsOf
+from tests.cases import CASES, Make, WeightsOf, maker
 from tests.clips import clip_path
+from tests.filters import Case
 from tests.ultra_files import write_base_folder
+from vsvsr.filters.registry import FILTERS
 from vsvsr.ops import dispatch
 
 # A shell's background job starts with interruptions ignored, and so would every command that the tests start and
@@ -84,3 +86,18 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def skip_weights(weights_of: WeightsOf) -> Path:
     """The published BasicVSR_REDS4 with the estimators that belong to it, in one file."""
     return weights_of("Skip")
+
+
+@pytest.fixture(params=sorted(FILTERS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def case(name: str) -> Case:
+    return CASES[name]
+
+
+@pytest.fixture
+def make(name: str, weights_of: WeightsOf) -> Make:
+    return maker(name, weights_of(name))

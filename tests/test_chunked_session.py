@@ -54,20 +54,22 @@ class Player:
             self.model, frames=FRAMES, length=LENGTH, overlap=OVERLAP, budget=budget
         )
         self.cuts, self.broken = set(cuts), set(broken)
+        self.previewed: set[int] = set()
+        self.approximate = False
         self.fetched: Counter[int] = Counter()
 
-    def get(self, n: int) -> list[int] | None:
-        sources = {n: Source(n, n in self.cuts)}
+    def get(self, n: int) -> list[int]:
+        sources = {n: self._source(n)}
         while missing := self.session.advance(n, {n}, sources):
             assert len(missing) <= 8
-            if self.broken.intersection(missing):
-                self.session.failed(missing)
-                return None
             self.fetched.update(missing)
-            sources = {i: Source(i, i in self.cuts) for i in {*missing, n}}
+            sources = {i: self._source(i) for i in {*missing, n}}
         output: list[int] = []
-        assert self.session.render(n, output) is False
+        self.approximate = self.session.render(n, output)
         return output
+
+    def _source(self, n: int) -> Source[int]:
+        return Source(None if n in self.broken else n, n in self.cuts, n in self.previewed)
 
 
 def test_linear_playback_makes_each_frame_once_and_fetches_each_source_once() -> None:
@@ -142,11 +144,31 @@ def test_cuts_count_for_nothing_when_scene_changes_are_ignored() -> None:
     assert output == [4, 0, 9]
 
 
-def test_a_frame_that_cannot_be_had_ends_the_context_on_both_sides() -> None:
+def test_a_frame_that_the_clip_cannot_give_ends_the_context_on_both_sides() -> None:
     player = Player(broken=(15,))
-    answers = [player.get(12) for _ in range(3)]
-    assert answers == [None, None, [12, 7, 14]]
+    assert player.get(12) == [12, 7, 14]
     assert player.get(16) == [16, 16, 22]
+    assert player.get(12) == [12, 7, 14]
+    assert player.get(9) == [9, 0, 12]
+
+
+def test_what_was_made_while_a_frame_could_not_be_had_is_forgotten_with_it() -> None:
+    player = Player(broken=(15,))
+    for n in (12, 16):
+        player.get(n)
+    player.broken.clear()
+    player.session.forget()
+    assert [player.get(n) for n in (12, 15, 16)] == [witness(n, set()) for n in (12, 15, 16)]
+
+
+def test_a_chunk_that_has_seen_a_previews_frame_is_approximate() -> None:
+    player = Player()
+    player.previewed = {21}
+    marks = {}
+    for n in range(40):
+        player.get(n)
+        marks[n] = player.approximate
+    assert [n for n, approximate in marks.items() if approximate] == list(range(10, 30))
 
 
 def test_a_failure_of_the_model_leaves_the_session_usable() -> None:
@@ -163,7 +185,7 @@ def test_no_more_than_two_chunks_are_kept() -> None:
         player.get(n)
         assert len(player.session._chunks) <= 2
         assert len(player.session._rendered) <= 2 * LENGTH
-        assert len(player.session._pictures) <= LENGTH + 2 * OVERLAP
+        assert len(player.session._seen) <= LENGTH + 2 * OVERLAP
 
 
 def test_a_session_short_of_memory_forgets_what_was_rendered_but_goes_on() -> None:

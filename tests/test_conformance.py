@@ -11,25 +11,9 @@ import numpy as np
 import pytest
 import vapoursynth as vs
 
-from tests.cases import CASES, Make, WeightsOf, maker
+from tests.cases import Make
 from tests.filters import Case
 from tests.pixels import digest, planes, play, same
-from vsvsr.filters.registry import FILTERS
-
-
-@pytest.fixture(params=sorted(FILTERS))
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def case(name: str) -> Case:
-    return CASES[name]
-
-
-@pytest.fixture
-def make(name: str, weights_of: WeightsOf) -> Make:
-    return maker(name, weights_of(name))
 
 
 @pytest.fixture
@@ -271,33 +255,6 @@ def test_properties_of_the_source_frame_are_carried_over(make: Make, bikes: vs.V
         assert frame.props["_SARNum"] == source.props["_SARNum"]
         # A picture in RGB has one matrix and one range, whatever the source said.
         assert (frame.props["_Matrix"], frame.props["_Range"]) == (0, 1)
-
-
-def test_a_frame_the_source_cannot_give_does_not_take_the_others_with_it(
-    make: Make, case: Case, bikes: vs.VideoNode, core: vs.Core
-) -> None:
-    def stumble(n: int) -> vs.VideoNode:
-        if n == broken:
-            raise RuntimeError(f"frame {broken} is unreadable")
-        return bikes
-
-    def tries(n: int) -> int:
-        for count in range(1, 10):
-            try:
-                output.get_frame(n).close()
-                return count
-            except vs.Error as error:
-                message = str(error)
-            assert f"frame {broken} is unreadable" in message
-        return 10
-
-    broken = case.frames // 4
-    core.num_threads = 1
-    output = make(bikes[: case.frames].std.FrameEval(stumble))
-    assert max(tries(n) for n in range(broken)) <= case.tries
-    with pytest.raises(vs.Error, match=f"frame {broken} is unreadable"):
-        output.get_frame(broken)
-    assert max(tries(n) for n in range(broken + 1, case.frames // 2)) == 1
 
 
 def test_requests_that_nobody_waits_for_leave_the_filter_usable(

@@ -531,7 +531,7 @@ class Hungry:
             raise self.error
         return False
 
-    def failed(self, frames: Sequence[int]) -> None: ...
+    def forget(self) -> None: ...
 
     def shrink(self) -> None:
         self.events.append("shrunk")

@@ -48,17 +48,16 @@ class Player:
         broken: set[int] = frozenset(),  # type: ignore[assignment]
     ) -> None:
         self.session = session
-        self.cuts, self.broken = cuts, broken
+        self.cuts, self.broken = cuts, set(broken)
+        self.previewed: set[int] = set()
         self.fetched: Counter[int] = Counter()
         self.approximate = False
 
-    def get(self, n: int, wanted: set[int] | None = None) -> list[int] | None:
+    def get(self, n: int, wanted: set[int] | None = None) -> list[int]:
         wanted = (wanted or set()) | {n}
         sources = {n: self._source(n)}
         while missing := self.session.advance(n, wanted, sources):
-            if self.broken.intersection(missing):
-                self.session.failed(missing)
-                return None
+            assert len(missing) <= 8
             self.fetched.update(set(missing) - {n})
             sources = {i: self._source(i) for i in {*missing, n}}
         output: list[int] = []
@@ -66,7 +65,7 @@ class Player:
         return output
 
     def _source(self, n: int) -> Source[int]:
-        return Source(n, n in self.cuts)
+        return Source(None if n in self.broken else n, n in self.cuts, n in self.previewed)
 
 
 def player(
@@ -188,14 +187,44 @@ def test_a_known_cut_saves_the_way_up_to_it() -> None:
     assert sum(model.seen.values()) == 6
 
 
-def test_a_frame_that_cannot_be_had_restarts_the_recurrence_behind_it() -> None:
-    play, _, segments = player(broken={20})
-    results = [play.get(n) for n in range(19)]
-    assert results[-1] == history(18, segments, set())
-    answers = [play.get(25) for _ in range(4)]
-    assert answers[-1] == history(25, segments, {21})
-    assert play.get(30) == history(30, segments, {21})
-    assert play.get(19) == history(19, segments, {21})
+def test_the_recurrence_starts_afresh_behind_frames_that_the_clip_cannot_give() -> None:
+    play, _, segments = player(broken={20, 23, 24})
+    for n in (18, 22, 30, 27, 21, 19, 25, 31):
+        assert play.get(n) == history(n, segments, {21, 25})
+
+
+def test_a_preview_is_exact_again_behind_a_frame_that_the_clip_cannot_give() -> None:
+    play, _, segments = player(length=0, preview=True, broken={69})
+    assert play.get(72) == history(72, segments, {70})
+    assert not play.approximate
+
+
+def test_frames_in_any_order_between_frames_that_the_clip_cannot_give_are_those_of_linear_playback() -> None:
+    play, _, segments = player(broken={17, 19, 38, 39, 40, 77})
+    rng = random.Random(0)
+    for n in (rng.randrange(120) for _ in range(400)):
+        if n not in play.broken:
+            assert play.get(n) == history(n, segments, {b + 1 for b in play.broken})
+
+
+def test_what_was_kept_while_a_frame_could_not_be_had_is_forgotten_with_it() -> None:
+    play, _, segments = player(broken={20}, cuts={33})
+    for n in (19, *range(21, 36)):
+        play.get(n)
+    play.broken.clear()
+    play.cuts.clear()
+    play.session.forget()
+    for n in (30, 35, 20, 21):
+        assert play.get(n) == history(n, segments, set())
+
+
+def test_a_state_that_has_seen_a_previews_frame_is_approximate_until_the_recurrence_restarts() -> None:
+    play, _, segments = player(cuts={14})
+    play.previewed = {9}
+    for n in (*range(16), 45, 12, 8):
+        assert play.get(n) == history(n, segments, play.cuts)
+        assert play.approximate == (9 <= n < 14)
+    assert play.session.counters()["steps"] == 16 + 6
 
 
 def test_a_failure_of_the_model_leaves_the_session_usable() -> None:

@@ -1,6 +1,6 @@
 """The session that samples a few frames first, over one that records its calls."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import pytest
 
@@ -12,7 +12,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.asked: list[int] = []
-        self.given_up: list[int] = []
+        self.forgotten = 0
 
     def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[str]]) -> list[int]:
         self.asked.append(n)
@@ -22,8 +22,8 @@ class Recorder:
         output.append(n)
         return False
 
-    def failed(self, frames: Sequence[int]) -> None:
-        self.given_up += frames
+    def forget(self) -> None:
+        self.forgotten += 1
 
     def shrink(self) -> None:
         self.asked.clear()
@@ -35,7 +35,7 @@ class Recorder:
 class Player:
     """Plays requests as the native plugin does: one call may ask for frames, the next one has them."""
 
-    def __init__(self, *, broken: Sequence[int] = ()) -> None:
+    def __init__(self, *, broken: Collection[int] = ()) -> None:
         self.inner = Recorder()
         self.seen: list[list[str]] = []
         self.fetched: list[int] = []
@@ -44,15 +44,12 @@ class Player:
             self.inner, samples=(0, 4, 8), read=str.upper, prepare=self.seen.append
         )
 
-    def get(self, n: int) -> int | None:
-        """The frame that came out; None when the request failed."""
+    def get(self, n: int) -> int:
+        """The frame that came out."""
         sources = {n: Source(f"frame {n}")}
         while missing := self.session.advance(n, {n}, sources):
-            if any(i in self.broken for i in missing):
-                self.session.failed(missing)
-                return None
             self.fetched += missing
-            sources = {i: Source(f"frame {i}") for i in (*missing, n)}
+            sources = {i: Source(None if i in self.broken else f"frame {i}") for i in (*missing, n)}
         output: list[int] = []
         assert not self.session.render(n, output)
         return output[0]
@@ -69,11 +66,15 @@ def test_the_samples_are_seen_once_in_order_before_the_first_frame_is_made() -> 
     assert player.session.counters() == {"steps": 0}
 
 
-def test_a_sample_that_cannot_be_had_is_left_out_from_the_next_request_on() -> None:
+def test_a_sample_that_the_clip_cannot_give_is_left_out_until_it_can() -> None:
     player = Player(broken=[8])
-    assert [player.get(n) for n in (3, 3, 5)] == [None, 3, 5]
+    assert [player.get(n) for n in (3, 5)] == [3, 5]
     assert player.seen == [["FRAME 0", "FRAME 4"]]
-    assert player.inner.given_up == [8]
+    player.broken = []
+    player.session.forget()
+    assert player.inner.forgotten == 1
+    assert player.get(4) == 4
+    assert player.seen[1:] == [["FRAME 0", "FRAME 4", "FRAME 8"]]
 
 
 def test_what_goes_wrong_with_the_samples_reaches_every_request() -> None:

@@ -48,17 +48,19 @@ class FilterInstance:
         self._clip = clip
         self._dtype = torch.float16 if clip.format == "RGBH" else torch.float32
 
-    def advance(self, n: int, wanted: list[int], frames: list[tuple[int, int, Places]]) -> list[int]:
-        """Move towards frame ``n`` with ``frames``: (number, starts a scene, planes). Returns what is still missing."""
+    def advance(self, n: int, wanted: list[int], frames: list[tuple[int, int, int, Places]]) -> list[int]:
+        """Move towards frame ``n`` with ``frames``: (number, starts a scene, is approximate, planes), without planes
+        where the clip cannot give the frame. Returns what is still missing.
+        """
         sources = {
-            index: Source(Planes(self._clip.height, self._clip.width, self._dtype, places), bool(cut))
-            for index, cut, places in frames
+            index: Source(self._planes(places) if places else None, bool(cut), bool(approximate))
+            for index, cut, approximate, places in frames
         }
         return self._run(lambda: self._session.advance(n, wanted, sources))
 
     def render(self, n: int, places: Places) -> list[str]:
-        """Write frame ``n``. Returns the properties that mark it: ``VSVSRApproximate`` where a preview made it,
-        ``VSVSRNonFinite`` where samples of source frame ``n`` were NaN or infinite.
+        """Write frame ``n``. Returns the properties that mark it: ``VSVSRApproximate`` where a preview made it or a
+        frame that it derives from, ``VSVSRNonFinite`` where samples of source frame ``n`` were NaN or infinite.
         """
         height, width = self._clip.height * self._scale, self._clip.width * self._scale
         output = Output(Planes(height, width, self._dtype, places))
@@ -66,9 +68,9 @@ class FilterInstance:
         marks = {"VSVSRApproximate": approximate, "VSVSRNonFinite": output.non_finite}
         return [name for name, applies in marks.items() if applies]
 
-    def failed(self, frames: list[int]) -> None:
-        """One of these frames of the source could not be had."""
-        self._worker.run(lambda: self._session.failed(frames))
+    def forget(self) -> None:
+        """Drop everything that was derived from frames of the source: it may give others now."""
+        self._worker.run(self._session.forget)
 
     def counters(self) -> list[tuple[str, int]]:
         """What has been done so far, and where the filter starts afresh, by name."""
@@ -78,6 +80,9 @@ class FilterInstance:
     def __del__(self) -> None:
         # What lies on the device is freed on the device thread, which then gives the memory back.
         self._worker.post(partial(_free, [self.__dict__.pop("_session")], self._device))
+
+    def _planes(self, places: Places) -> Planes:
+        return Planes(self._clip.height, self._clip.width, self._dtype, places)
 
     def _shrink(self) -> None:
         self._session.shrink()

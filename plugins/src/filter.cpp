@@ -1,8 +1,11 @@
 #include "filter.h"
 
+#include <array>
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,15 +18,78 @@ namespace {
 
 using python::Ref;
 
+// Property of a blank frame that stands for one that the source cannot give: the source's message.
+constexpr const char *ABSENT = "VSVSRAbsent";
+// Set by a preview on the frames that it makes.
+constexpr const char *APPROXIMATE = "VSVSRApproximate";
+
+// What the filters of one core know together of frames that a source could not give and then gave: everything that they
+// and the host have kept by then may derive from the absence, through filters in between too, and is dropped. It is
+// dropped twice: when the frame returns, and once the requests that were under way then are answered, since what they
+// carry is older.
+class Returns {
+public:
+    static std::shared_ptr<Returns> of(VSCore *core) {
+        static std::mutex mutex;
+        static std::map<VSCore *, std::weak_ptr<Returns>> all;
+        const std::lock_guard guard(mutex);
+        std::erase_if(all, [](const auto &entry) { return entry.second.expired(); });
+        std::shared_ptr<Returns> shared = all[core].lock();
+        if (!shared)
+            all[core] = shared = std::make_shared<Returns>();
+        return shared;
+    }
+
+    // How often everything kept has been dropped.
+    int drops() {
+        const std::lock_guard guard(mutex_);
+        return drops_;
+    }
+
+    // A request begins; what end() takes. Sets `drop` when the host's caches are to be cleared.
+    int begin(bool &drop) {
+        const std::lock_guard guard(mutex_);
+        drop = stale_ && (underWay_.empty() || underWay_.begin()->first == drops_);
+        if (drop) {
+            stale_ = false;
+            ++drops_;
+        }
+        ++underWay_[drops_];
+        return drops_;
+    }
+
+    void end(int begun) {
+        const std::lock_guard guard(mutex_);
+        if (--underWay_[begun] == 0)
+            underWay_.erase(begun);
+    }
+
+    // A frame has returned, and the host's caches are to be cleared.
+    void add() {
+        const std::lock_guard guard(mutex_);
+        stale_ = true;
+        ++drops_;
+    }
+
+private:
+    std::mutex mutex_; // guards what follows
+    int drops_ = 0;
+    bool stale_ = false;
+    std::map<int, int> underWay_; // requests by `drops_` when they began
+};
+
 // One filter of one script.
 //
 // The outer node (fmParallel) lets the source decode in parallel: it notes that frame n is wanted, requests source n,
 // and then inner frame n. The inner node owns the recurrence, which can follow one request at a time only: fmFrameState
 // is VapourSynth's word for that. It requests what else the session needs, in further rounds, and never waits.
+//
+// Both take the source as it is until it fails for the first time. A request that waits for a frame that fails ends
+// with it. From then on they take it through a third node, whose frames never fail.
 class Instance {
 public:
-    Instance(std::string name, VSNode *source, const VSVideoInfo &video, const VSAPI *vsapi)
-        : name_(std::move(name)), source_(source), video_(video), vsapi_(vsapi) {}
+    Instance(std::string name, VSNode *source, const VSVideoInfo &video, VSCore *core, const VSAPI *vsapi)
+        : name_(std::move(name)), source_(source), video_(video), vsapi_(vsapi), returns_(Returns::of(core)) {}
 
     ~Instance() {
         try {
@@ -35,16 +101,52 @@ public:
     }
 
     const std::string &name() const { return name_; }
-    VSNode *source() const { return source_; }
+    // Where to request frames of the source.
+    VSNode *source() const { return failed_ ? tolerant_ : source_; }
+    VSNode *bareSource() const { return source_; }
+    VSNode *tolerantSource() const { return tolerant_; }
+    VSNode *inner() const { return inner_; }
+    void setNodes(VSNode *tolerant, VSNode *inner, VSNode *outer) {
+        tolerant_ = tolerant;
+        inner_ = inner;
+        outer_ = outer;
+    }
     const VSVideoInfo &output() const { return output_; }
     const VSAPI *vsapi() const { return vsapi_; }
 
     void open(const VSMap *arguments);
 
-    // Frame n is wanted until delivered() as often.
-    void want(int n) {
+    // Frame n is wanted until delivered() as often, which takes what this gives.
+    int want(int n, VSCore *core) {
+        bool drop;
+        const int begun = returns_->begin(drop);
+        if (drop)
+            vsapi_->clearCoreCaches(core);
         const std::lock_guard guard(mutex_);
         ++pending_[n].requests;
+        return begun;
+    }
+
+    // The source failed.
+    void failed() {
+        if (failed_.exchange(true))
+            return;
+        // What these have may derive from the absence of a frame that then returns.
+        vsapi_->setCacheMode(inner_, cmForceDisable);
+        vsapi_->setCacheMode(outer_, cmForceDisable);
+    }
+
+    // Whether the source, asked again, has frame n.
+    void found(int n, bool present, VSCore *core) {
+        {
+            const std::lock_guard guard(mutex_);
+            if (!present)
+                absent_.insert(n);
+            if (!present || !absent_.erase(n))
+                return;
+        }
+        returns_->add();
+        vsapi_->clearCoreCaches(core);
     }
 
     // Source n is at hand as long as n is wanted; takes the reference.
@@ -56,7 +158,8 @@ public:
         vsapi_->freeFrame(frame);
     }
 
-    void delivered(int n) {
+    void delivered(int n, int begun) {
+        returns_->end(begun);
         const VSFrame *unused = nullptr;
         {
             const std::lock_guard guard(mutex_);
@@ -87,7 +190,6 @@ public:
 
     std::vector<int> advance(int n, const std::map<int, const VSFrame *> &sources);
     std::vector<std::string> render(int n, VSFrame *target);
-    void failed(const std::vector<int> &frames);
     std::vector<std::pair<std::string, std::int64_t>> counters();
 
 private:
@@ -109,9 +211,16 @@ private:
     const VSVideoInfo video_;
     VSVideoInfo output_{};
     const VSAPI *const vsapi_;
+    const std::shared_ptr<Returns> returns_;
+    VSNode *tolerant_ = nullptr;
+    VSNode *inner_ = nullptr;
+    VSNode *outer_ = nullptr; // which owns all others
+    std::atomic<bool> failed_ = false;
     Ref session_;
-    std::mutex mutex_; // guards pending_; no other lock is taken and nothing is freed under it
+    int drops_ = returns_->drops(); // that the session has followed; the inner node's
+    std::mutex mutex_;              // guards what follows; no other lock is taken and nothing is freed under it
     std::map<int, Pending> pending_;
+    std::set<int> absent_; // frames that the source could not give when it was asked last
 };
 
 // Arguments other than the clip, by name, each a list.
@@ -158,18 +267,32 @@ void Instance::open(const VSMap *arguments) {
     output_.height *= scale;
 }
 
+bool isSet(const VSFrame *frame, const char *property, const VSAPI *vsapi) {
+    int unset = 0;
+    return vsapi->mapGetInt(vsapi->getFramePropertiesRO(frame), property, 0, &unset) != 0;
+}
+
+// The source's message where `frame` stands for one that it cannot give, else null.
+const char *absence(const VSFrame *frame, const VSAPI *vsapi) {
+    int unset = 0;
+    return vsapi->mapGetData(vsapi->getFramePropertiesRO(frame), ABSENT, 0, &unset);
+}
+
 std::vector<int> Instance::advance(int n, const std::map<int, const VSFrame *> &sources) {
     const std::vector<int> wantedNow = wanted();
     const python::Lock lock;
+    if (const int drops = returns_->drops(); drops != drops_) {
+        python::callMethod(session_.get(), "forget", {});
+        drops_ = drops;
+    }
     std::vector<Ref> frames;
     for (const auto &[index, frame] : sources) {
-        int unset = 0;
-        const VSMap *props = vsapi_->getFramePropertiesRO(frame);
-        const bool cut = vsapi_->mapGetInt(props, "_SceneChangePrev", 0, &unset) != 0;
+        const bool absent = absence(frame, vsapi_);
         std::vector<Ref> entry;
         entry.push_back(python::integer(index));
-        entry.push_back(python::integer(cut));
-        entry.push_back(python::planes(planesOf(frame, &VSAPI::getReadPtr)));
+        entry.push_back(python::integer(isSet(frame, "_SceneChangePrev", vsapi_)));
+        entry.push_back(python::integer(isSet(frame, APPROXIMATE, vsapi_)));
+        entry.push_back(python::planes(absent ? std::vector<python::Plane>() : planesOf(frame, &VSAPI::getReadPtr)));
         frames.push_back(python::tuple(std::move(entry)));
     }
     std::vector<Ref> arguments;
@@ -192,17 +315,6 @@ std::vector<std::string> Instance::render(int n, VSFrame *target) {
     return marks;
 }
 
-void Instance::failed(const std::vector<int> &frames) {
-    try {
-        const python::Lock lock;
-        std::vector<Ref> arguments;
-        arguments.push_back(python::integers(frames));
-        python::callMethod(session_.get(), "failed", std::move(arguments));
-    } catch (const std::exception &) {
-        // The source's own error is already on its way to the user.
-    }
-}
-
 std::vector<std::pair<std::string, std::int64_t>> Instance::counters() {
     const python::Lock lock;
     std::vector<std::pair<std::string, std::int64_t>> result;
@@ -221,6 +333,7 @@ std::map<const VSNode *, std::shared_ptr<Instance>> openInstances;
 struct Request {
     std::map<int, const VSFrame *> held; // sources for the next call of advance, with a reference each
     std::vector<int> asked;              // sources requested from VapourSynth, not fetched yet
+    VSNode *from = nullptr;              // where
 };
 
 struct Inner {
@@ -250,11 +363,12 @@ bool Inner::advance(int n, Request &request, VSFrameContext *context) const {
         drop(request);
         if (missing.empty())
             return true;
+        request.from = instance->source();
         for (const int index : missing) {
             if (const VSFrame *frame = instance->atHand(index)) {
                 request.held[index] = frame;
             } else {
-                vsapi->requestFrameFilter(index, instance->source(), context);
+                vsapi->requestFrameFilter(index, request.from, context);
                 request.asked.push_back(index);
             }
         }
@@ -274,7 +388,7 @@ const VSFrame *Inner::finish(int n, VSCore *core) const {
         VSMap *props = vsapi->getFramePropertiesRW(target);
         vsapi->mapSetInt(props, "_Matrix", 0, maReplace);
         vsapi->mapSetInt(props, "_Range", 1, maReplace);
-        vsapi->mapDeleteKey(props, "VSVSRApproximate");
+        vsapi->mapDeleteKey(props, APPROXIMATE);
         for (const std::string &mark : marks)
             vsapi->mapSetInt(props, mark.c_str(), 1, maReplace);
     } catch (...) {
@@ -288,15 +402,15 @@ const VSFrame *Inner::getFrame(int n, int reason, void **frameData, VSFrameConte
     const VSAPI *vsapi = instance->vsapi();
     std::unique_ptr<Request> request(static_cast<Request *>(std::exchange(*frameData, nullptr)));
     if (reason == arError) {
-        instance->failed(request->asked);
+        instance->failed();
         drop(*request);
         return nullptr;
     }
     if (!request)
         request = std::make_unique<Request>();
     for (const int index : std::exchange(request->asked, {})) {
-        request->held[index] = vsapi->getFrameFilter(index, instance->source(), context);
-        vsapi->releaseFrameEarly(instance->source(), index, context);
+        request->held[index] = vsapi->getFrameFilter(index, request->from, context);
+        vsapi->releaseFrameEarly(request->from, index, context);
     }
     try {
         if (advance(n, *request, context))
@@ -309,38 +423,80 @@ const VSFrame *Inner::getFrame(int n, int reason, void **frameData, VSFrameConte
     return nullptr;
 }
 
-struct Outer {
-    std::shared_ptr<Instance> instance;
-    VSNode *inner;
-
-    const VSFrame *getFrame(int n, int reason, void **frameData, VSFrameContext *context) const;
+// Request for one frame of the filter.
+struct OuterRequest {
+    VSNode *from;            // where source n was requested
+    int begun;               // for Instance::delivered
+    bool sourceHere = false; // and inner frame n requested
 };
 
-// *frameData is null until source n has come, then it points here.
-char sourceHere;
+struct Outer {
+    std::shared_ptr<Instance> instance;
 
-const VSFrame *Outer::getFrame(int n, int reason, void **frameData, VSFrameContext *context) const {
+    const VSFrame *getFrame(int n, int reason, void **frameData, VSFrameContext *context, VSCore *core) const;
+};
+
+const VSFrame *Outer::getFrame(int n, int reason, void **frameData, VSFrameContext *context, VSCore *core) const {
     const VSAPI *vsapi = instance->vsapi();
     if (reason == arInitial) {
-        instance->want(n);
-        vsapi->requestFrameFilter(n, instance->source(), context);
+        auto request = std::make_unique<OuterRequest>(instance->source(), instance->want(n, core));
+        vsapi->requestFrameFilter(n, request->from, context);
+        *frameData = request.release();
         return nullptr;
     }
+    std::unique_ptr<OuterRequest> request(static_cast<OuterRequest *>(std::exchange(*frameData, nullptr)));
     if (reason == arError) {
-        if (!*frameData)
-            instance->failed({n});
-        instance->delivered(n);
+        if (!request->sourceHere)
+            instance->failed();
+        instance->delivered(n, request->begun);
         return nullptr;
     }
-    if (!*frameData) {
-        *frameData = &sourceHere;
-        instance->offer(n, vsapi->getFrameFilter(n, instance->source(), context));
-        vsapi->requestFrameFilter(n, inner, context);
+    if (request->sourceHere) {
+        const VSFrame *frame = vsapi->getFrameFilter(n, instance->inner(), context);
+        instance->delivered(n, request->begun);
+        return frame;
+    }
+    const VSFrame *source = vsapi->getFrameFilter(n, request->from, context);
+    if (const char *message = absence(source, vsapi)) {
+        vsapi->setFilterError(message, context);
+        vsapi->freeFrame(source);
+        instance->delivered(n, request->begun);
         return nullptr;
     }
-    const VSFrame *frame = vsapi->getFrameFilter(n, inner, context);
-    instance->delivered(n);
-    return frame;
+    instance->offer(n, source);
+    vsapi->requestFrameFilter(n, instance->inner(), context);
+    request->sourceHere = true;
+    *frameData = request.release();
+    return nullptr;
+}
+
+// Gives frame n of the source, or a blank one that is marked `ABSENT`.
+//
+// VapourSynth ends a request with the first frame that fails it, and a filter cannot go on after that. So the frame is
+// asked for from outside the request, and waited for: the core puts another thread to work meanwhile. Nothing else in
+// here waits, and this does only behind a source that has failed.
+//
+// One failure proves nothing: a filter like this one, in between, ends what it has under way when its own source fails
+// for the first time, and can give the same frame right after. So a frame is absent when it fails twice.
+struct Tolerant {
+    std::shared_ptr<Instance> instance;
+    VSVideoInfo video;
+
+    const VSFrame *getFrame(int n, VSCore *core) const;
+};
+
+const VSFrame *Tolerant::getFrame(int n, VSCore *core) const {
+    const VSAPI *vsapi = instance->vsapi();
+    std::array<char, 1024> message{};
+    const VSFrame *frame = nullptr;
+    for (int attempt = 0; attempt < 2 && !frame; ++attempt)
+        frame = vsapi->getFrame(n, instance->bareSource(), message.data(), static_cast<int>(message.size()));
+    instance->found(n, frame != nullptr, core);
+    if (frame)
+        return frame;
+    VSFrame *blank = vsapi->newVideoFrame(&video.format, video.width, video.height, nullptr, core);
+    vsapi->mapSetData(vsapi->getFramePropertiesRW(blank), ABSENT, message.data(), -1, dtUtf8, maReplace);
+    return blank;
 }
 
 // Has `make` give a frame, or null while it waits; what it throws becomes the filter's error.
@@ -365,10 +521,21 @@ const VSFrame *VS_CC getInner(int n, int reason, void *data, void **frameData, V
                    [&] { return inner.getFrame(n, reason, frameData, context, core); });
 }
 
-const VSFrame *VS_CC getOuter(int n, int reason, void *data, void **frameData, VSFrameContext *context, VSCore *,
+const VSFrame *VS_CC getOuter(int n, int reason, void *data, void **frameData, VSFrameContext *context, VSCore *core,
                               const VSAPI *) {
     const Outer &outer = *static_cast<Outer *>(data);
-    return guarded(*outer.instance, reason, context, [&] { return outer.getFrame(n, reason, frameData, context); });
+    return guarded(*outer.instance, reason, context,
+                   [&] { return outer.getFrame(n, reason, frameData, context, core); });
+}
+
+const VSFrame *VS_CC getTolerant(int n, int reason, void *data, void **, VSFrameContext *context, VSCore *core,
+                                 const VSAPI *) {
+    const Tolerant &tolerant = *static_cast<Tolerant *>(data);
+    return guarded(*tolerant.instance, reason, context, [&] { return tolerant.getFrame(n, core); });
+}
+
+void VS_CC freeTolerant(void *data, VSCore *, const VSAPI *) {
+    delete static_cast<Tolerant *>(data);
 }
 
 void VS_CC freeInner(void *data, VSCore *, const VSAPI *) {
@@ -389,20 +556,29 @@ void VS_CC freeOuter(void *data, VSCore *core, const VSAPI *vsapi) {
         const std::lock_guard guard(openMutex);
         std::erase_if(openInstances, [&](const auto &entry) { return entry.second == outer->instance; });
     }
-    vsapi->freeNode(outer->inner);
-    vsapi->freeNode(outer->instance->source());
+    vsapi->freeNode(outer->instance->inner());
+    vsapi->freeNode(outer->instance->tolerantSource());
+    vsapi->freeNode(outer->instance->bareSource());
 }
 
 // The nodes of a filter that is open; the outer one.
 VSNode *createNodes(const std::shared_ptr<Instance> &instance, VSCore *core) {
     const VSAPI *vsapi = instance->vsapi();
     const std::string &name = instance->name();
-    const VSFilterDependency fromSource{instance->source(), rpGeneral};
+    VSNode *source = instance->bareSource();
+    const VSVideoInfo &video = *vsapi->getVideoInfo(source);
+    const VSFilterDependency ofTolerant{source, rpStrictSpatial};
+    VSNode *tolerant = vsapi->createVideoFilter2((name + "Source").c_str(), &video, getTolerant, freeTolerant, fmParallel,
+                                                 &ofTolerant, 1, new Tolerant{instance, video}, core);
+    vsapi->setCacheMode(tolerant, cmForceDisable); // a frame that is absent now may be there the next time
+    const VSFilterDependency ofInner[] = {{source, rpGeneral}, {tolerant, rpGeneral}};
     VSNode *inner = vsapi->createVideoFilter2((name + "Recurrence").c_str(), &instance->output(), getInner, freeInner,
-                                              fmFrameState, &fromSource, 1, new Inner{instance}, core);
-    const VSFilterDependency both[] = {{instance->source(), rpGeneral}, {inner, rpStrictSpatial}};
-    return vsapi->createVideoFilter2(name.c_str(), &instance->output(), getOuter, freeOuter, fmParallel, both, 2,
-                                     new Outer{instance, inner}, core);
+                                              fmFrameState, ofInner, 2, new Inner{instance}, core);
+    const VSFilterDependency ofOuter[] = {{source, rpGeneral}, {tolerant, rpGeneral}, {inner, rpStrictSpatial}};
+    VSNode *outer = vsapi->createVideoFilter2(name.c_str(), &instance->output(), getOuter, freeOuter, fmParallel, ofOuter,
+                                              3, new Outer{instance}, core);
+    instance->setNodes(tolerant, inner, outer);
+    return outer;
 }
 
 } // namespace
@@ -411,7 +587,7 @@ void VS_CC createFilter(const VSMap *in, VSMap *out, void *userData, VSCore *cor
     const char *name = static_cast<const char *>(userData);
     VSNode *source = vsapi->mapGetNode(in, "clip", 0, nullptr);
     try {
-        const auto instance = std::make_shared<Instance>(name, source, *vsapi->getVideoInfo(source), vsapi);
+        const auto instance = std::make_shared<Instance>(name, source, *vsapi->getVideoInfo(source), core, vsapi);
         instance->open(in);
         VSNode *outer = createNodes(instance, core);
         {

@@ -32,7 +32,6 @@ class Case:
         frames: length of the clip.
         cuts: frames that start a scene.
         requests: random ones.
-        tries: how often a frame must be asked for at most, until the filter knows which source frame fails.
         scale: output over source size.
         fade: how fast absurd samples are forgotten.
     """
@@ -44,6 +43,5 @@ class Case:
     frames: int = 120
     cuts: tuple[int, ...] = (33, 34, 77)
     requests: int = 300
-    tries: int = 1
     scale: int = 4
     fade: Fade = field(default_factory=Fade)

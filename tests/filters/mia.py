@@ -32,6 +32,5 @@ CASE = Case(
     frames=24,
     cuts=(13, 14, 23),
     requests=60,
-    tries=3,
     fade=Fade(frames=3, distance=5e-3, arguments={"length": 12}),
 )

@@ -27,7 +27,6 @@ CASE = Case(
     frames=18,
     cuts=(8, 9, 15),
     requests=30,
-    tries=3,
     # BasicVSR amplifies small differences all along a chunk, those of samples in range as well.
     fade=Fade(frames=2, distance=0.3, arguments={"length": 12}),
 )

@@ -33,6 +33,5 @@ CASE = Case(
     frames=24,
     cuts=(13, 14, 23),
     requests=24,
-    tries=3,
     fade=Fade(frames=5, distance=1e-3, arguments={"length": 12}),
 )

@@ -39,19 +39,33 @@ class ChunkModel[Frame, Picture, Result, Output](Protocol):
 
 @dataclass(slots=True)
 class _Chunk[Result]:
-    """Frames ``emit`` of the clip: what is still to come, and what was made and is kept."""
+    """Frames ``emit`` of the clip: what is still to come, and what was made and is kept.
+
+    Attributes:
+        approximate: whether a frame of its stretch was made by a preview, before this filter.
+    """
 
     emit: range
     remaining: Iterator[Result]
+    approximate: bool
     made: int = 0
     results: dict[int, Result] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen[Picture]:
+    """A frame of the clip; see `Source`."""
+
+    picture: Picture
+    cut: bool
+    approximate: bool
 
 
 class ChunkedSession[Frame, Picture, Result, Output]:
     """Runs chunk ``n // length`` for frame n, with ``overlap`` frames of context on both sides.
 
-    A chunk, and its context, end at a scene cut and at a frame that cannot be had. So frame n is a function of the clip
-    and the arguments alone. Results are kept until they are rendered, and beyond that within the budget.
+    A chunk, and its context, end at a scene cut and at a frame that the clip cannot give. So frame n is a function of
+    the clip and the arguments alone. Results are kept until they are rendered, and beyond that within the budget.
 
     Args:
         model: the network.
@@ -80,9 +94,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         self._scene_change = scene_change
         self._chunks: OrderedDict[int, _Chunk[Result]] = OrderedDict()
         self._rendered: OrderedDict[int, int] = OrderedDict()
-        self._pictures: dict[int, tuple[Picture, bool]] = {}
-        self._broken: set[int] = set()
-        self._suspects: set[int] = set()
+        self._seen: dict[int, _Seen[Picture] | None] = {}
         self._last: range | None = None
         self._counters = dict.fromkeys(("steps", "warmup_steps", "renders", "seeks", "replays"), 0)
 
@@ -105,7 +117,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         return []
 
     def render(self, n: int, output: Output) -> bool:
-        """See `Session.render`. Chunks are never approximate."""
+        """See `Session.render`."""
         chunk = self._find(n)
         if chunk is None or n not in chunk.results:
             raise RuntimeError(f"frame {n} was asked for before it was ready")
@@ -114,11 +126,14 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         self._rendered[n] = self._model.size(chunk.results[n])
         self._rendered.move_to_end(n)
         self._trim(self._budget)
-        return False
+        return chunk.approximate
 
-    def failed(self, frames: Sequence[int]) -> None:
-        """See `Session.failed`. A single frame is known to be broken from now on; several are tried one by one."""
-        (self._broken if len(frames) == 1 else self._suspects).update(frames)
+    def forget(self) -> None:
+        """See `Session.forget`."""
+        self._chunks.clear()
+        self._rendered.clear()
+        self._seen.clear()
+        self._last = None
 
     def shrink(self) -> None:
         """See `Session.shrink`."""
@@ -149,30 +164,39 @@ class ChunkedSession[Frame, Picture, Result, Output]:
     def _gather(self, n: int, sources: Mapping[int, Source[Frame]]) -> list[int]:
         """Keep what came; which frames of the chunk and its context are missing, the first few of them."""
         _, stretch = self._grid(n)
-        self._pictures = {i: picture for i, picture in self._pictures.items() if i in stretch}
+        self._seen = {i: seen for i, seen in self._seen.items() if i in stretch}
         for i, source in sources.items():
-            if i in stretch and i not in self._pictures:
-                self._pictures[i] = (self._model.read(source.frame), source.cut and self._scene_change)
-        missing = [i for i in stretch if i not in self._pictures and (i not in self._broken or i == n)]
-        suspects = [i for i in missing if i in self._suspects]
-        return suspects[:1] or missing[:REQUEST_GROUP]
+            if i in stretch and self._seen.get(i) is None:
+                self._seen[i] = self._see(source)
+        return [i for i in stretch if i not in self._seen][:REQUEST_GROUP]
+
+    def _see(self, source: Source[Frame]) -> _Seen[Picture] | None:
+        if source.frame is None:
+            return None
+        return _Seen(self._model.read(source.frame), source.cut and self._scene_change, source.approximate)
 
     def _open(self, n: int) -> _Chunk[Result]:
         grid, stretch = self._grid(n)
-        starts = [i for i in stretch if i <= n and (i - 1 in self._broken or self._starts_scene(i))]
-        stops = [i for i in stretch if i > n and (i in self._broken or self._starts_scene(i))]
-        first, last = max([stretch.start, *starts]), min([stretch.stop, *stops])
+        gaps = [i for i in stretch if self._seen[i] is None]
+        cuts = [i for i, seen in self._seen.items() if seen is not None and seen.cut]
+        first = max([stretch.start, *(i for i in cuts if i <= n), *(i + 1 for i in gaps if i < n)])
+        last = min([stretch.stop, *(i for i in cuts + gaps if i > n)])
         emit = range(max(grid.start, first), min(grid.stop, last))
-        pictures = [self._pictures[i][0] for i in range(first, last)]
-        chunk = _Chunk(emit, self._model.run(pictures, range(emit.start - first, emit.stop - first), first))
-        self._count(emit, len(pictures), again=self._chunks.pop(emit.start, None) is not None)
+        stretch_seen = [seen for i in range(first, last) if (seen := self._seen[i]) is not None]
+        # The next stretch asks again for what the clip could not give.
+        self._seen = {i: seen for i, seen in self._seen.items() if seen is not None}
+        chunk = _Chunk(
+            emit,
+            self._model.run(
+                [seen.picture for seen in stretch_seen], range(emit.start - first, emit.stop - first), first
+            ),
+            any(seen.approximate for seen in stretch_seen),
+        )
+        self._count(emit, len(stretch_seen), again=self._chunks.pop(emit.start, None) is not None)
         self._chunks[emit.start] = chunk
         while len(self._chunks) > KEPT_CHUNKS:
             self._chunks.popitem(last=False)
         return chunk
-
-    def _starts_scene(self, n: int) -> bool:
-        return n in self._pictures and self._pictures[n][1]
 
     def _count(self, emit: range, seen: int, *, again: bool) -> None:
         self._counters["warmup_steps"] += seen - len(emit)

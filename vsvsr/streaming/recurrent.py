@@ -1,7 +1,7 @@
 """Streaming of unidirectional recurrent models: frame n is a function of the clip and the arguments alone."""
 
 import bisect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,21 +31,27 @@ class RecurrentModel[Frame, State, Output](Protocol):
 
 @dataclass(slots=True)
 class _Request[State]:
-    """A request on its way: the frames up to ``target`` that are still to be seen, from ``next`` on."""
+    """A request on its way: the frames up to ``target`` that are still to be seen, from ``next`` on.
+
+    Attributes:
+        behind_gap: whether the clip cannot give the frame before ``next``.
+    """
 
     target: int
     next: int
     checkpoint: Checkpoint[State] | None
     approximate: bool
+    behind_gap: bool = False
 
 
 class RecurrentSession[Frame, State, Output]:
     """Rolls the state to the frame that is asked for, from the best state it has kept.
 
-    The recurrence that leads to frame n starts cold at the last cut at or before n, or at the warm-up start of n's
-    segment, whichever is later. A kept state serves n only if it started at that very frame, so every order of
-    requests gives the same picture. The pictures themselves are not kept: a frame that was passed on the way to
-    another, and is asked for later, is rendered from its kept state, which is smaller than the picture.
+    The recurrence that leads to frame n starts cold at the last cut at or before n, behind the last frame before n that
+    the clip cannot give, or at the warm-up start of n's segment, whichever is latest. A kept state
+    serves n only if it started at that very frame, so every order of requests gives the same picture. The pictures
+    themselves are not kept: a frame that was passed on the way to another, and is asked for later, is rendered from its
+    kept state, which is smaller than the picture.
 
     Args:
         model: the network.
@@ -71,11 +77,10 @@ class RecurrentSession[Frame, State, Output]:
         self._store: StateStore[State] = StateStore(budget)
         self._request: _Request[State] | None = None
         self._last: Checkpoint[State] | None = None
-        # Known restarts: cuts, and frames behind a frame that cannot be had.
-        self._restarts: list[int] = []
-        self._broken: set[int] = set()
-        self._suspects: set[int] = set()
-        self._counters = dict.fromkeys(("steps", "warmup_steps", "renders", "seeks", "checkpoint_hits", "replays"), 0)
+        self._cuts: list[int] = []
+        self._counters = dict.fromkeys(
+            ("steps", "warmup_steps", "renders", "seeks", "checkpoint_hits", "replays", "restarts"), 0
+        )
 
     def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[Frame]]) -> list[int]:
         """See `Session.advance`."""
@@ -100,18 +105,13 @@ class RecurrentSession[Frame, State, Output]:
         self._model.render(request.checkpoint.state, output)
         self._request = None
         self._counters["renders"] += 1
-        return request.checkpoint.approximate
+        return request.checkpoint.approximate or request.checkpoint.inherited
 
-    def failed(self, frames: Sequence[int]) -> None:
-        """See `Session.failed`. A single frame is known to be broken from now on; several are tried one by one."""
-        self._request = None
-        if len(frames) > 1:
-            self._suspects.update(frames)
-            return
-        for n in frames:
-            if n not in self._broken:
-                self._broken.add(n)
-                self._restart_at(n + 1)
+    def forget(self) -> None:
+        """See `Session.forget`."""
+        self._store.clear()
+        self._request = self._last = None
+        self._cuts.clear()
 
     def shrink(self) -> None:
         """See `Session.shrink`."""
@@ -122,16 +122,17 @@ class RecurrentSession[Frame, State, Output]:
 
         ``steps`` and ``warmup_steps`` count frames seen inside segments and in the warm-up before them, ``renders`` the
         pictures, ``seeks`` the requests that did not go on with playback, ``checkpoint_hits`` those of them that began
-        from a kept state, ``replays`` the steps that they spent before the frame that was asked for.
+        from a kept state, ``replays`` the steps that they spent before the frame that was asked for, ``restarts`` the
+        steps at a cut or behind a frame that the clip cannot give.
         """
         return dict(self._counters)
 
     def _begin(self, n: int, wanted: Collection[int]) -> _Request[State]:
         base = self._base(n)
         start = base.index + 1 if base else self._segments.origin(n)
-        restart = self._last_restart(n)
-        if restart >= start:
-            base, start = None, restart
+        cut = self._last_cut(n)
+        if cut >= start:
+            base, start = None, cut
         approximate = False
         if self._preview and n - start > PREVIEW_LEAD:
             approximate = True
@@ -177,39 +178,42 @@ class RecurrentSession[Frame, State, Output]:
         return base is last or all(frame in wanted for frame in range(base.index + 1, n))
 
     def _missing(self, request: _Request[State]) -> list[int]:
-        count = 1 if request.next in self._suspects else REQUEST_GROUP
-        return list(range(request.next, min(request.next + count, request.target + 1)))
+        return list(range(request.next, min(request.next + REQUEST_GROUP, request.target + 1)))
 
     def _step(self, request: _Request[State], source: Source[Frame], wanted: Collection[int]) -> None:
         n = request.next
+        request.next = n + 1
+        if source.frame is None:
+            request.checkpoint, request.behind_gap = None, True
+            return
         cut = self._scene_change and source.cut
         if cut:
-            self._restart_at(n)
-        before = request.checkpoint
-        restart = cut or n - 1 in self._broken
-        if before is None or restart:
-            # A cold start at a restart is exact even in a preview.
-            request.approximate = request.approximate and not restart
-            anchored = restart or self._last_restart(n) == n
-            before = None
+            self._add_cut(n)
+        restart = cut or request.behind_gap
+        before = None if restart else request.checkpoint
+        if restart:
+            # Exact even in a preview.
+            request.approximate, request.behind_gap = False, False
+        state = self._model.step(before.state if before else None, source.frame)
         checkpoint = Checkpoint(
             index=n,
             origin=before.origin if before else n,
-            anchored=before.anchored if before else anchored,
+            anchored=before.anchored if before else restart or self._last_cut(n) == n,
             approximate=request.approximate,
-            state=self._model.step(before.state if before else None, source.frame),
+            inherited=source.approximate or (before is not None and before.inherited),
+            state=state,
         )
         self._counters["steps" if n >= self._segments.start(request.target) else "warmup_steps"] += 1
+        self._counters["restarts"] += restart
         self._store.add(checkpoint, self._model.size(checkpoint.state), wanted)
         request.checkpoint = self._last = checkpoint
-        request.next = n + 1
 
-    def _restart_at(self, n: int) -> None:
-        place = bisect.bisect_left(self._restarts, n)
-        if place == len(self._restarts) or self._restarts[place] != n:
-            self._restarts.insert(place, n)
+    def _add_cut(self, n: int) -> None:
+        place = bisect.bisect_left(self._cuts, n)
+        if place == len(self._cuts) or self._cuts[place] != n:
+            self._cuts.insert(place, n)
 
-    def _last_restart(self, n: int) -> int:
-        """The latest known restart at or before ``n``; -1 when there is none."""
-        place = bisect.bisect_right(self._restarts, n)
-        return self._restarts[place - 1] if place else -1
+    def _last_cut(self, n: int) -> int:
+        """The latest known cut at or before ``n``; -1 when there is none."""
+        place = bisect.bisect_right(self._cuts, n)
+        return self._cuts[place - 1] if place else -1

@@ -8,7 +8,7 @@ from vsvsr.streaming.session import Session, Source
 class SampledSession[Frame, Picture, Output]:
     """Gathers some frames of the clip, then hands everything to another session.
 
-    Frames that cannot be had are left out, so what is learnt is a function of the clip alone.
+    Frames that the clip cannot give are left out, so what is learnt is a function of the clip alone.
 
     Args:
         session: makes the frames, once ``prepare`` has been called.
@@ -28,34 +28,34 @@ class SampledSession[Frame, Picture, Output]:
         self._session = session
         self._samples = samples
         self._read = read
-        self._prepare: Callable[[list[Picture]], object] | None = prepare
-        self._pictures: dict[int, Picture] = {}
-        self._broken: set[int] = set()
+        self._prepare = prepare
+        self._prepared = False
+        self._pictures: dict[int, Picture | None] = {}
 
     def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[Frame]]) -> list[int]:
         """See `Session.advance`."""
-        if self._prepare is not None:
+        if not self._prepared:
             for i in self._samples:
                 if i in sources and i not in self._pictures:
-                    self._pictures[i] = self._read(sources[i].frame)
-            missing = [i for i in self._samples if i not in self._pictures and i not in self._broken]
+                    frame = sources[i].frame
+                    self._pictures[i] = None if frame is None else self._read(frame)
+            missing = [i for i in self._samples if i not in self._pictures]
             if missing:
-                # One at a time: a request that fails then tells which frame it was.
-                return missing[:1]
-            self._prepare([self._pictures[i] for i in self._samples if i in self._pictures])
+                return missing
+            self._prepare([picture for i in self._samples if (picture := self._pictures[i]) is not None])
             self._pictures.clear()
-            self._prepare = None
+            self._prepared = True
         return self._session.advance(n, wanted, sources)
 
     def render(self, n: int, output: Output) -> bool:
         """See `Session.render`."""
         return self._session.render(n, output)
 
-    def failed(self, frames: Sequence[int]) -> None:
-        """See `Session.failed`."""
-        if self._prepare is not None and len(frames) == 1:
-            self._broken.update(frames)
-        self._session.failed(frames)
+    def forget(self) -> None:
+        """See `Session.forget`."""
+        self._prepared = False
+        self._pictures.clear()
+        self._session.forget()
 
     def shrink(self) -> None:
         """See `Session.shrink`."""

@@ -1,6 +1,6 @@
 """What the bridge asks of every session."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,12 +13,14 @@ class Source[Frame]:
     """One frame of the clip.
 
     Attributes:
-        frame: the picture, opaque here.
+        frame: the picture, opaque here; None where the clip cannot give it.
         cut: whether a scene starts with this frame.
+        approximate: whether a preview made it, before this filter.
     """
 
-    frame: Frame
+    frame: Frame | None
     cut: bool = False
+    approximate: bool = False
 
 
 class Session[Frame, Output](Protocol):
@@ -33,7 +35,7 @@ class Session[Frame, Output](Protocol):
         Args:
             n: the frame that is asked for.
             wanted: all frames that were asked for and not delivered yet, ``n`` among them.
-            sources: the clip's frames at hand by number.
+            sources: the clip's frames at hand by number; ``n`` itself can be had.
 
         Returns:
             Numbers of the frames needed for the next call; empty when ``render`` can be called.
@@ -41,11 +43,11 @@ class Session[Frame, Output](Protocol):
         ...
 
     def render(self, n: int, output: Output) -> bool:
-        """Write frame ``n``. Returns whether it is approximate, that is, made by a preview."""
+        """Write frame ``n``. Returns whether it is approximate: made by a preview, or from frames that one made."""
         ...
 
-    def failed(self, frames: Sequence[int]) -> None:
-        """The request was given up: one of these frames of the clip could not be had."""
+    def forget(self) -> None:
+        """Drop everything that was derived from frames of the clip: it may give others now."""
         ...
 
     def shrink(self) -> None:

@@ -21,6 +21,7 @@ class Checkpoint[State]:
         origin: the frame at which the recurrence started cold.
         anchored: whether ``origin`` is a restart for every segment (a cut), not only for one segment's warm-up.
         approximate: whether a preview started it at an arbitrary frame.
+        inherited: whether it has seen a frame that a preview made before this filter.
         state: the model's own.
     """
 
@@ -28,6 +29,7 @@ class Checkpoint[State]:
     origin: int
     anchored: bool
     approximate: bool
+    inherited: bool
     state: State
 
 
@@ -63,6 +65,10 @@ class StateStore[State]:
         self._entries[key] = _Entry(checkpoint, size, self._clock)
         self._clock += 1
         self._trim(wanted, self._budget)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._entries.clear()
 
     def shrink(self) -> None:
         """Drop all that playback does not need to go on."""
