@@ -144,6 +144,26 @@ def test_cuts_count_for_nothing_when_scene_changes_are_ignored() -> None:
     assert output == [4, 0, 9]
 
 
+def test_cuts_that_are_found_end_the_context_as_marked_ones_do() -> None:
+    class KnownCuts:
+        def look(self, frame: int) -> int:
+            return frame
+
+        def is_cut(self, before: int, after: int) -> bool:
+            assert after == before + 1
+            return after in {12, 30, 31, 67}
+
+    rng = random.Random(0)
+    player = Player(cuts=(67, 90), broken=(40,))
+    player.session = ChunkedSession(
+        player.model, frames=FRAMES, length=LENGTH, overlap=OVERLAP, budget=0, detector=KnownCuts()
+    )
+    for n in (rng.randrange(FRAMES) for _ in range(200)):
+        if n != 40:
+            # A gap ends a stretch on both sides, as cuts before and behind it would.
+            assert player.get(n) == witness(n, {12, 30, 31, 67, 90, 40, 41})
+
+
 def test_a_frame_that_the_clip_cannot_give_ends_the_context_on_both_sides() -> None:
     player = Player(broken=(15,))
     assert player.get(12) == [12, 7, 14]

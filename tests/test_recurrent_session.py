@@ -31,6 +31,22 @@ class HistoryModel:
         return 1000
 
 
+class KnownCuts:
+    """Finds cuts that it knows, and is only ever shown neighbours."""
+
+    def __init__(self, cuts: set[int]) -> None:
+        self.cuts = cuts
+        self.compared: Counter[int] = Counter()
+
+    def look(self, frame: int) -> int:
+        return frame
+
+    def is_cut(self, before: int, after: int) -> bool:
+        assert after == before + 1
+        self.compared[after] += 1
+        return after in self.cuts
+
+
 def history(n: int, segments: Segments, restarts: set[int]) -> list[int]:
     """What frame ``n`` must have seen, by the definition: back to the last restart or the warm-up's start."""
     first = max([segments.origin(n), *(r for r in restarts if r <= n)])
@@ -76,10 +92,15 @@ def player(
     preview: bool = False,
     cuts: set[int] = frozenset(),  # type: ignore[assignment]
     broken: set[int] = frozenset(),  # type: ignore[assignment]
+    detector: KnownCuts | None = None,
 ) -> tuple[Player, HistoryModel, Segments]:
     model, segments = HistoryModel(), Segments(length=length, warmup=warmup)
     return (
-        Player(RecurrentSession(model, segments, budget=budget, preview=preview), cuts=cuts, broken=broken),
+        Player(
+            RecurrentSession(model, segments, budget=budget, preview=preview, detector=detector),
+            cuts=cuts,
+            broken=broken,
+        ),
         model,
         segments,
     )
@@ -136,7 +157,8 @@ def test_a_jump_forward_in_a_segment_goes_on_from_the_last_state() -> None:
     play.get(3)
     play.get(30)
     assert set(model.seen.values()) == {1}
-    assert play.session.counters()["seeks"] == 0
+    counters = play.session.counters()
+    assert (counters["seeks"], counters["checkpoint_hits"], counters["replays"]) == (1, 1, 26)
 
 
 def test_a_seek_back_starts_from_a_checkpoint() -> None:
@@ -185,6 +207,49 @@ def test_a_known_cut_saves_the_way_up_to_it() -> None:
     model.seen.clear()
     assert play.get(85) == list(range(80, 86))
     assert sum(model.seen.values()) == 6
+
+
+@pytest.mark.parametrize("budget", [0, 5000, 100_000])
+def test_cuts_that_are_found_restart_the_recurrence_in_any_order_of_requests(budget: int) -> None:
+    found, marked, broken = {33, 34, 57, 80, 120}, {70, 120}, {50, 56}
+    play, _, segments = player(budget=budget, cuts=marked, broken=broken, detector=KnownCuts(found))
+    restarts = found | marked | {n + 1 for n in broken}
+    rng = random.Random(budget)
+    position = 0
+    for _ in range(500):
+        step = rng.choice([1, 1, 1, -1, rng.randint(-12, 12), rng.randint(-100, 100)])
+        position = (position + step) % 150
+        if position not in broken:
+            assert play.get(position) == history(position, segments, restarts)
+
+
+def test_linear_playback_compares_each_frame_once_with_the_one_before() -> None:
+    detector = KnownCuts({33})
+    play, _, _ = player(length=0, detector=detector)
+    for n in range(60):
+        play.get(n)
+    assert detector.compared == Counter(range(1, 60))
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_far_seek_looks_backwards_for_the_last_cut_and_rolls_up_nothing_before_it(marked: bool) -> None:
+    cuts = {120, 200}
+    play, model, segments = player(
+        length=0, cuts=cuts if marked else set(), detector=None if marked else KnownCuts(cuts)
+    )
+    play.get(0)
+    assert play.get(210) == history(210, segments, cuts)
+    assert sum(model.seen.values()) == 1 + 11
+    counters = play.session.counters()
+    assert (counters["seeks"], counters["replays"], counters["restarts"]) == (1, 10, 1)
+
+
+def test_a_far_seek_without_a_cut_rolls_up_the_whole_way() -> None:
+    play, model, segments = player(length=0, detector=KnownCuts(set()))
+    play.get(0)
+    assert play.get(50) == history(50, segments, set())
+    assert sum(model.seen.values()) == 51
+    assert play.session.counters()["replays"] == 49
 
 
 def test_the_recurrence_starts_afresh_behind_frames_that_the_clip_cannot_give() -> None:
@@ -263,8 +328,10 @@ def test_an_approximate_state_never_serves_an_exact_frame() -> None:
 
 
 def test_missing_sources_are_asked_for_in_groups_of_eight() -> None:
-    session = RecurrentSession(HistoryModel(), Segments(length=0, warmup=0), budget=0)
+    session = RecurrentSession(HistoryModel(), Segments(length=0, warmup=0), budget=0, scene_change=False)
     assert session.advance(20, {20}, {20: Source(20)}) == list(range(8))
+    session = RecurrentSession(HistoryModel(), Segments(length=0, warmup=0), budget=0)
+    assert session.advance(20, {20}, {20: Source(20)}) == list(range(12, 20))
 
 
 def test_kept_states_stay_within_the_budget_and_in_number() -> None:

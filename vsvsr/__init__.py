@@ -29,7 +29,7 @@ def FastReal(
     warmup: int | None = None,
     state_cache: int | None = None,
     preview: bool | None = None,
-    scene_change: bool | None = None,
+    scene_change: int | None = None,
 ) -> "vs.VideoNode":
     """FastRealVSR: recurrent super-resolution of real-world video.
 
@@ -51,8 +51,8 @@ def FastReal(
             256.
         preview: start cold a few frames before the one you seek: fast scrubbing, approximate; such frames carry the
             property ``VSVSRApproximate``; default False.
-        scene_change: restart at frames with the property ``_SceneChangePrev``; use any scene detector before; default
-            True.
+        scene_change: restart at cuts: 1 = those that the filter finds and frames with the property
+            ``_SceneChangePrev``, 2 = the latter only, 0 = none; 0 to 2; default 1.
 
     Returns:
         The clip enlarged by the scale of the weights, in its own format. Frame n depends on the clip and the
@@ -77,7 +77,7 @@ def Skip(
     overlap: int | None = None,
     state_cache: int | None = None,
     feature_cache: int | None = None,
-    scene_change: bool | None = None,
+    scene_change: int | None = None,
     threshold: float | None = None,
     budget: float | None = None,
     mode: Literal["frame", "patch"] | None = None,
@@ -100,8 +100,8 @@ def Skip(
             default 256.
         feature_cache: features of a chunk that may wait on the GPU, the others wait in host memory; changes no pixel; 0
             or more megabytes; default a third of the memory that is free on the GPU at construction.
-        scene_change: end chunks at frames with the property ``_SceneChangePrev``; use any scene detector before;
-            default True.
+        scene_change: end chunks at cuts: 1 = those that the filter finds and frames with the property
+            ``_SceneChangePrev``, 2 = the latter only, 0 = none; 0 to 2; default 1.
         threshold: blocks run where the execution confidence is at least this; 0 = everywhere, which is BasicVSR itself;
             0 to 1; default 0.
         budget: instead of ``threshold``, the share of blocks that shall run where everything moves, as in the
@@ -131,7 +131,7 @@ def MIA(
     overlap: int | None = None,
     state_cache: int | None = None,
     feature_cache: int | None = None,
-    scene_change: bool | None = None,
+    scene_change: int | None = None,
     mask: bool | None = None,
     refresh: int | None = None,
 ) -> "vs.VideoNode":
@@ -153,8 +153,8 @@ def MIA(
             default 256.
         feature_cache: features of a chunk that may wait on the GPU, the others wait in host memory; changes no pixel; 0
             or more megabytes; default a third of the memory that is free on the GPU at construction.
-        scene_change: end chunks at frames with the property ``_SceneChangePrev``; use any scene detector before;
-            default True.
+        scene_change: end chunks at cuts: 1 = those that the filter finds and frames with the property
+            ``_SceneChangePrev``, 2 = the latter only, 0 = none; 0 to 2; default 1.
         mask: repeat what a block did one frame before where its input has hardly changed; default True.
         refresh: leave nothing out in every N-th frame of a pass; 0 (only in the first) or more frames; default 0.
 
@@ -180,7 +180,7 @@ def Ultra(
     overlap: int | None = None,
     state_cache: int | None = None,
     feature_cache: int | None = None,
-    scene_change: bool | None = None,
+    scene_change: int | None = None,
     base_path: "str | PathLike[str] | None" = None,
     prompt: str | None = None,
     prompt_embeds: "str | PathLike[str] | None" = None,
@@ -205,8 +205,8 @@ def Ultra(
             default 256.
         feature_cache: features of a chunk that may wait on the GPU, the others wait in host memory; changes no pixel; 0
             or more megabytes; default a third of the memory that is free on the GPU at construction.
-        scene_change: end chunks at frames with the property ``_SceneChangePrev``; use any scene detector before;
-            default True.
+        scene_change: end chunks at cuts: 1 = those that the filter finds and frames with the property
+            ``_SceneChangePrev``, 2 = the latter only, 0 = none; 0 to 2; default 1.
         base_path: Stable Diffusion 2.1-base in the layout of diffusers, which the authors' file needs; an existing
             folder; default what ``vsvsr weights add FOLDER`` has brought.
         prompt: what the clip shows; or a text file of lines ``frame: text``, each of which holds from that frame on;
@@ -244,7 +244,7 @@ def upscale(
     warmup: int | None = None,
     state_cache: int | None = None,
     preview: bool | None = None,
-    scene_change: bool | None = None,
+    scene_change: int | None = None,
 ) -> "vs.VideoNode": ...
 
 
@@ -264,7 +264,7 @@ def upscale(
     overlap: int | None = None,
     state_cache: int | None = None,
     feature_cache: int | None = None,
-    scene_change: bool | None = None,
+    scene_change: int | None = None,
     threshold: float | None = None,
     budget: float | None = None,
     mode: Literal["frame", "patch"] | None = None,
@@ -286,7 +286,7 @@ def upscale(
     overlap: int | None = None,
     state_cache: int | None = None,
     feature_cache: int | None = None,
-    scene_change: bool | None = None,
+    scene_change: int | None = None,
     mask: bool | None = None,
     refresh: int | None = None,
 ) -> "vs.VideoNode": ...
@@ -307,7 +307,7 @@ def upscale(
     overlap: int | None = None,
     state_cache: int | None = None,
     feature_cache: int | None = None,
-    scene_change: bool | None = None,
+    scene_change: int | None = None,
     base_path: "str | PathLike[str] | None" = None,
     prompt: str | None = None,
     prompt_embeds: "str | PathLike[str] | None" = None,

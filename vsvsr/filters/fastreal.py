@@ -32,6 +32,7 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
     from vsvsr.engine.device import choose_device, compute_type
     from vsvsr.engine.memory import fit_tiles, rehearse
     from vsvsr.engine.recurrent import RecurrentNetwork
+    from vsvsr.engine.scenes import SceneDetector
     from vsvsr.engine.tiling import TileGrid
     from vsvsr.filters.session import FilterSession
     from vsvsr.filters.weights import find_weights
@@ -57,7 +58,8 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
         segments,
         budget=settings.state_cache * 1_000_000,
         preview=settings.preview,
-        scene_change=settings.scene_change,
+        scene_change=settings.scene_change > 0,
+        detector=SceneDetector() if settings.scene_change == 1 else None,
     )
     return FilterSession(session, device, loaded.scale, segments)
 

@@ -10,6 +10,7 @@ from torch import nn
 from vsvsr.engine.chunked import ChunkedNetwork, Chunks
 from vsvsr.engine.memory import feature_budget, fit_tiles, rehearse
 from vsvsr.engine.planes import Output, Planes
+from vsvsr.engine.scenes import SceneDetector
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
@@ -85,6 +86,7 @@ def in_chunks[Picture, Result](
         length=settings.length or clip.frames,
         overlap=settings.overlap,
         budget=settings.state_cache * 1_000_000,
-        scene_change=settings.scene_change,
+        scene_change=settings.scene_change > 0,
+        detector=SceneDetector() if settings.scene_change == 1 else None,
     )
     return FilterSession(session, device, scale, Segments(length=settings.length, warmup=settings.overlap))

@@ -103,9 +103,14 @@ class RecurrentSettings(SharedSettings):
         ),
     ] = False
     scene_change: Annotated[
-        bool,
-        Argument("restart at frames with the property `_SceneChangePrev`; use any scene detector before"),
-    ] = True
+        int,
+        Argument(
+            "restart at cuts: 1 = those that the filter finds and frames with the property `_SceneChangePrev`, "
+            "2 = the latter only, 0 = none",
+            at_least=0,
+            at_most=2,
+        ),
+    ] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,6 +143,11 @@ class ChunkedSettings(SharedSettings):
         ),
     ] = None
     scene_change: Annotated[
-        bool,
-        Argument("end chunks at frames with the property `_SceneChangePrev`; use any scene detector before"),
-    ] = True
+        int,
+        Argument(
+            "end chunks at cuts: 1 = those that the filter finds and frames with the property `_SceneChangePrev`, "
+            "2 = the latter only, 0 = none",
+            at_least=0,
+            at_most=2,
+        ),
+    ] = 1

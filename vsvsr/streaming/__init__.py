@@ -4,11 +4,12 @@ from vsvsr.streaming.chunked import ChunkedSession, ChunkModel
 from vsvsr.streaming.recurrent import RecurrentModel, RecurrentSession
 from vsvsr.streaming.sampled import SampledSession
 from vsvsr.streaming.segments import Segments
-from vsvsr.streaming.session import Session, Source
+from vsvsr.streaming.session import CutDetector, Session, Source
 
 __all__ = [
     "ChunkModel",
     "ChunkedSession",
+    "CutDetector",
     "RecurrentModel",
     "RecurrentSession",
     "SampledSession",

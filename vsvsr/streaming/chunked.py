@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vsvsr.streaming.session import REQUEST_GROUP, Source
+from vsvsr.streaming.session import REQUEST_GROUP, CutDetector, Source
 
 # A reader that is late at the border of two chunks, or two readers in turns, need two of them.
 KEPT_CHUNKS = 2
@@ -54,11 +54,16 @@ class _Chunk[Result]:
 
 @dataclass(frozen=True, slots=True)
 class _Seen[Picture]:
-    """A frame of the clip; see `Source`."""
+    """A frame of the clip; see `Source`.
+
+    Attributes:
+        look: what the detector of cuts keeps of it.
+    """
 
     picture: Picture
     cut: bool
     approximate: bool
+    look: object
 
 
 class ChunkedSession[Frame, Picture, Result, Output]:
@@ -74,6 +79,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         overlap: frames of context before and after.
         budget: bytes for results that have been rendered.
         scene_change: end chunks at frames marked as the start of a scene.
+        detector: finds starts of scenes that are not marked.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         overlap: int,
         budget: int,
         scene_change: bool = True,
+        detector: CutDetector[Frame] | None = None,
     ) -> None:
         self._model = model
         self._frames = frames
@@ -92,6 +99,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         self._overlap = overlap
         self._budget = budget
         self._scene_change = scene_change
+        self._detector = detector
         self._chunks: OrderedDict[int, _Chunk[Result]] = OrderedDict()
         self._rendered: OrderedDict[int, int] = OrderedDict()
         self._seen: dict[int, _Seen[Picture] | None] = {}
@@ -173,12 +181,20 @@ class ChunkedSession[Frame, Picture, Result, Output]:
     def _see(self, source: Source[Frame]) -> _Seen[Picture] | None:
         if source.frame is None:
             return None
-        return _Seen(self._model.read(source.frame), source.cut and self._scene_change, source.approximate)
+        look = None if self._detector is None else self._detector.look(source.frame)
+        cut = self._scene_change and source.cut
+        return _Seen(self._model.read(source.frame), cut, source.approximate, look)
+
+    def _starts_scene(self, n: int) -> bool:
+        after, before = self._seen[n], self._seen.get(n - 1)
+        if after is None or after.cut:
+            return after is not None
+        return before is not None and self._detector is not None and self._detector.is_cut(before.look, after.look)
 
     def _open(self, n: int) -> _Chunk[Result]:
         grid, stretch = self._grid(n)
         gaps = [i for i in stretch if self._seen[i] is None]
-        cuts = [i for i, seen in self._seen.items() if seen is not None and seen.cut]
+        cuts = [i for i in stretch if self._starts_scene(i)]
         first = max([stretch.start, *(i for i in cuts if i <= n), *(i + 1 for i in gaps if i < n)])
         last = min([stretch.stop, *(i for i in cuts + gaps if i > n)])
         emit = range(max(grid.start, first), min(grid.stop, last))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vsvsr.streaming.segments import Segments
-from vsvsr.streaming.session import REQUEST_GROUP, Source
+from vsvsr.streaming.session import REQUEST_GROUP, CutDetector, Source
 from vsvsr.streaming.states import Checkpoint, StateStore
 
 # A preview starts cold this many frames before the one that is looked at.
@@ -35,6 +35,8 @@ class _Request[State]:
 
     Attributes:
         behind_gap: whether the clip cannot give the frame before ``next``.
+        scout: a far seek looks backwards for a restart first, from here; None once it has.
+        after: of frame ``scout``, whether it is marked as the start of a scene, and the detector's look at it.
     """
 
     target: int
@@ -42,6 +44,8 @@ class _Request[State]:
     checkpoint: Checkpoint[State] | None
     approximate: bool
     behind_gap: bool = False
+    scout: int | None = None
+    after: tuple[bool, object] = (False, None)
 
 
 class RecurrentSession[Frame, State, Output]:
@@ -59,6 +63,7 @@ class RecurrentSession[Frame, State, Output]:
         budget: bytes for kept states.
         preview: after a seek start cold a few frames before the one asked for; such frames are approximate.
         scene_change: restart at frames marked as the start of a scene.
+        detector: finds starts of scenes that are not marked.
     """
 
     def __init__(
@@ -69,11 +74,13 @@ class RecurrentSession[Frame, State, Output]:
         budget: int,
         preview: bool = False,
         scene_change: bool = True,
+        detector: CutDetector[Frame] | None = None,
     ) -> None:
         self._model = model
         self._segments = segments
         self._preview = preview
         self._scene_change = scene_change
+        self._detector = detector
         self._store: StateStore[State] = StateStore(budget)
         self._request: _Request[State] | None = None
         self._last: Checkpoint[State] | None = None
@@ -87,14 +94,16 @@ class RecurrentSession[Frame, State, Output]:
         if self._request is None or self._request.target != n:
             self._request = self._begin(n, wanted)
         request = self._request
-        while request.next <= n:
-            if request.next not in sources:
-                return self._missing(request)
-            try:
+        try:
+            if request.scout is not None and (missing := self._scout(request, sources)):
+                return missing
+            while request.next <= n:
+                if request.next not in sources:
+                    return list(range(request.next, min(request.next + REQUEST_GROUP, n + 1)))
                 self._step(request, sources[request.next], wanted)
-            except BaseException:
-                self._request = None
-                raise
+        except BaseException:
+            self._request = None
+            raise
         return []
 
     def render(self, n: int, output: Output) -> bool:
@@ -138,11 +147,50 @@ class RecurrentSession[Frame, State, Output]:
             approximate = True
             base = self._near(n)
             start = base.index + 1 if base else n - PREVIEW_LEAD
+        request = _Request(n, start, base, approximate)
         if start <= n and not self._continues(n, base, wanted):
-            self._counters["seeks"] += 1
-            self._counters["checkpoint_hits"] += base is not None
-            self._counters["replays"] += n - start
-        return _Request(n, start, base, approximate)
+            if self._scene_change and n - start >= REQUEST_GROUP:
+                request.scout = n
+            else:
+                self._count_seek(request)
+        return request
+
+    def _count_seek(self, request: _Request[State]) -> None:
+        self._counters["seeks"] += 1
+        self._counters["checkpoint_hits"] += request.checkpoint is not None
+        self._counters["replays"] += request.target - request.next
+
+    def _scout(self, request: _Request[State], sources: Mapping[int, Source[Frame]]) -> list[int]:
+        """Look for the last restart before the target, so that nothing before it is rolled up. Returns the frames that
+        this lacks.
+        """
+        n = request.scout
+        assert n is not None
+        if n == request.target:
+            request.after = self._look(sources[n])
+        while n > request.next:
+            marked, look = request.after
+            if not marked and n - 1 not in sources:
+                request.scout = n
+                return list(range(max(request.next, n - REQUEST_GROUP), n))
+            gap = not marked and sources[n - 1].frame is None
+            if not marked and not gap:
+                request.after = self._look(sources[n - 1])
+                marked = self._detector is not None and self._detector.is_cut(request.after[1], look)
+            if marked:
+                self._add_cut(n)
+            if marked or gap:
+                request.next, request.checkpoint, request.behind_gap = n, None, gap
+                break
+            n -= 1
+        request.scout = None
+        self._count_seek(request)
+        return []
+
+    def _look(self, source: Source[Frame]) -> tuple[bool, object]:
+        """Whether a frame is marked as the start of a scene, and the detector's look at it."""
+        look = None if self._detector is None or source.frame is None else self._detector.look(source.frame)
+        return self._scene_change and source.cut, look
 
     def _base(self, n: int) -> Checkpoint[State] | None:
         """The latest exact state that lies on frame ``n``'s own recurrence."""
@@ -172,13 +220,10 @@ class RecurrentSession[Frame, State, Output]:
         last = self._last
         if last is None:
             return n < REQUEST_GROUP
-        if base is None:
-            # Forward into the same or the next segment, at most: the restart is the documented one.
-            return last.index < n and self._segments.start(max(self._segments.start(n) - 1, 0)) <= last.index
-        return base is last or all(frame in wanted for frame in range(base.index + 1, n))
-
-    def _missing(self, request: _Request[State]) -> list[int]:
-        return list(range(request.next, min(request.next + REQUEST_GROUP, request.target + 1)))
+        if base is None or base is last:
+            near = last.index < n <= last.index + REQUEST_GROUP
+            return near or (last.index < n and all(frame in wanted for frame in range(last.index + 1, n)))
+        return all(frame in wanted for frame in range(base.index + 1, n))
 
     def _step(self, request: _Request[State], source: Source[Frame], wanted: Collection[int]) -> None:
         n = request.next
@@ -186,11 +231,16 @@ class RecurrentSession[Frame, State, Output]:
         if source.frame is None:
             request.checkpoint, request.behind_gap = None, True
             return
-        cut = self._scene_change and source.cut
+        marked, look = self._look(source)
+        before = request.checkpoint
+        cut = marked or self._last_cut(n) == n
+        if before is not None and not cut and self._detector is not None:
+            cut = self._detector.is_cut(before.look, look)
         if cut:
             self._add_cut(n)
         restart = cut or request.behind_gap
-        before = None if restart else request.checkpoint
+        if restart:
+            before = None
         if restart:
             # Exact even in a preview.
             request.approximate, request.behind_gap = False, False
@@ -198,9 +248,10 @@ class RecurrentSession[Frame, State, Output]:
         checkpoint = Checkpoint(
             index=n,
             origin=before.origin if before else n,
-            anchored=before.anchored if before else restart or self._last_cut(n) == n,
+            anchored=before.anchored if before else restart,
             approximate=request.approximate,
             inherited=source.approximate or (before is not None and before.inherited),
+            look=look,
             state=state,
         )
         self._counters["steps" if n >= self._segments.start(request.target) else "warmup_steps"] += 1

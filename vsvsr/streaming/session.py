@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 # Sources are asked for in small groups: few rounds, and few frames in memory at once.
 REQUEST_GROUP = 8
@@ -21,6 +21,18 @@ class Source[Frame]:
     frame: Frame | None
     cut: bool = False
     approximate: bool = False
+
+
+class CutDetector[Frame](Protocol):
+    """Finds cuts that nothing marks: a pure function of two neighbouring frames."""
+
+    def look(self, frame: Frame) -> Any:
+        """What has to be kept of a frame; small."""
+        ...
+
+    def is_cut(self, before: Any, after: Any) -> bool:
+        """Whether a scene starts with the later one of two neighbours, both as ``look`` gives them."""
+        ...
 
 
 class Session[Frame, Output](Protocol):

@@ -22,6 +22,7 @@ class Checkpoint[State]:
         anchored: whether ``origin`` is a restart for every segment (a cut), not only for one segment's warm-up.
         approximate: whether a preview started it at an arbitrary frame.
         inherited: whether it has seen a frame that a preview made before this filter.
+        look: what a detector of cuts keeps of frame ``index``.
         state: the model's own.
     """
 
@@ -30,6 +31,7 @@ class Checkpoint[State]:
     anchored: bool
     approximate: bool
     inherited: bool
+    look: object
     state: State
 
 
