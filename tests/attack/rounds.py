@@ -28,9 +28,6 @@ PARTS: dict[str, Callable[["Attack", random.Random], object]] = {
     "signals": lambda attack, rng: command.attack(attack.film, rng, attack.tally),
 }
 
-PENDING = {"failures"}
-"""Parts that still find faults; played when asked for."""
-
 
 class Attack:
     """An attack's networks, clips and counts, as a context.
