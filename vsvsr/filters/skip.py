@@ -21,6 +21,9 @@ class SkipSettings(ChunkedSettings):
     model: Annotated[
         str, Argument("published weights, by name; installed by `vsvsr weights install NAME`", otherwise=DEFAULT_MODEL)
     ] = ""
+    auto_download: Annotated[
+        bool, Argument("install the weights that `model` names, where they are not, when the script is evaluated")
+    ] = False
     threshold: Annotated[
         float,
         Argument(
@@ -68,7 +71,7 @@ def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     threshold = settings.threshold if settings.budget is None else 1.0
     known = any(row.name == f"skip-estimators-{name}" for row in weights.MANIFEST)
     estimators = f"skip-estimators-{name}" if threshold and known and not settings.model_path else None
-    checkpoint = find_weights("Skip", settings, DEFAULT_MODEL)
+    checkpoint = find_weights("Skip", settings, DEFAULT_MODEL, download=settings.auto_download)
     loaded = load(
         checkpoint,
         weights.verify(estimators) if estimators else None,
