@@ -80,6 +80,19 @@ def test_the_filter_and_its_arguments_can_be_chosen(plain: vs.VideoNode) -> None
     assert play(output) == play(direct)
 
 
+def test_a_scene_that_a_detector_has_marked_starts_afresh(plain: vs.VideoNode) -> None:
+    film = vs.core.bs.VideoSource(str(clip_path("bigbuckbunny.mp4")), cachemode=0)[60:64]
+    first = plain.resize.Bicubic(width=64, height=48, format=vs.YUV420P8, matrix_s="709")
+    second = film.resize.Bicubic(width=64, height=48, format=vs.YUV420P8)
+    second = second.std.SetFrameProps(_Matrix=1, _Range=0, _ChromaLocation=0)
+    marked = vs.core.scxvid.Scxvid(first + second)
+    assert [n for n, frame in enumerate(marked.frames(close=True)) if frame.props["_SceneChangePrev"]] == [0, 4]
+    alone = play(vsvsr.upscale(second, device_index=-1))
+    assert {n - 4: found for n, found in play(vsvsr.upscale(marked, device_index=-1)).items() if n >= 4} == alone
+    through = play(vsvsr.upscale(marked, scene_change=False, device_index=-1))
+    assert through[4] != alone[0]
+
+
 def test_half_converts_to_half_precision(plain: vs.VideoNode) -> None:
     half = plain.resize.Bicubic(format=vs.RGBH)
     large = vs.core.vsvsr.FastReal(half, device_index=-1)
