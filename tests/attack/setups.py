@@ -217,7 +217,7 @@ def _recurrent(rng: random.Random, tiled: bool, sure: bool) -> dict[str, object]
         "segment": segment,
         "warmup": rng.randint(0, min(segment, 4)) if segment else 0,
         "state_cache": rng.choice((0, 1, 1)),
-        "scene_change": 1 if sure else rng.choice((0, 1, 1)),
+        "scene_change": rng.choice((1, 2) if sure else (0, 1, 2)),
         "preview": 0 if sure else rng.choice((0, 0, 0, 1)),
         **({"tile": (32, 32), "tile_pad": rng.choice((0, 4))} if tiled else {}),
     }
@@ -228,7 +228,7 @@ def _chunked(rng: random.Random, tiled: bool, sure: bool) -> dict[str, object]:
         "length": rng.choice((0, 2, 4, 6, 6, 8, 12)),
         "overlap": rng.choice((0, 1, 1, 2, 3)),
         "state_cache": rng.choice((0, 1, 10)),
-        "scene_change": 1 if sure else rng.choice((0, 1, 1)),
+        "scene_change": rng.choice((1, 2) if sure else (0, 1, 2)),
     }
 
 
