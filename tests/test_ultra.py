@@ -846,7 +846,9 @@ def test_every_loss_reaches_every_tensor_that_it_shall_train(tmp_path: Path, for
     # 1x2 tokens at the coarsest level: attention on a single one has no gradient.
     frames = torch.rand(2, 3, 8, 32)
     rng = torch.Generator().manual_seed(0)
-    losses, _, latents = trainer.losses(frames, upscale_bicubic(frames).clamp(0, 1), rng)
+    truth = upscale_bicubic(frames).clamp(0, 1)
+    losses, pictures, latents = trainer.losses(frames, truth, rng)
+    assert reached(trainer.discriminator, trainer._judgement(pictures, truth)) == trainable(trainer.discriminator)
     wanted = trainable(trainer.generator)
     # Nine tensors in each module, the temperature of the released form included.
     assert sum(name.startswith("decoder_up_rts") for name in wanted) == (4 * 9 if form == "released" else 4 * 8)

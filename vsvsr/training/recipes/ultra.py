@@ -286,10 +286,7 @@ class Ultra:
         losses, pictures, latents = self.losses(frames, truth, rng)
         weighted = sum((getattr(self.settings, name) * loss for name, loss in losses.items()), pictures.new_zeros(()))
         self._optimisers["generator"].step(weighted)
-        real, fake = _as_clip(truth * 2.0 - 1.0), _as_clip(pictures.detach())
-        losses["discriminator"] = (
-            F.relu(1.0 - self.discriminator(real)).mean() + F.relu(1.0 + self.discriminator(fake)).mean()
-        )
+        losses["discriminator"] = self._judgement(pictures, truth)
         self._optimisers["discriminator"].step(losses["discriminator"])
         losses["fake"] = self._denoising(self.fake, latents.detach(), rng)
         self._optimisers["fake"].step(losses["fake"])
@@ -299,6 +296,11 @@ class Ultra:
             losses["real"] = self._denoising(self.real, clean, rng)
             self._optimisers["real"].step(losses["real"])
         return {"loss": float(weighted.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
+
+    def _judgement(self, pictures: Tensor, truth: Tensor) -> Tensor:
+        """The discriminator's loss: hinges at 1 for real clips and at -1 for the generator's."""
+        real, fake = _as_clip(truth * 2.0 - 1.0), _as_clip(pictures.detach())
+        return F.relu(1.0 - self.discriminator(real)).mean() + F.relu(1.0 + self.discriminator(fake)).mean()
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._processes.device.type, dtype=torch.bfloat16, enabled=self.settings.bf16)
