@@ -74,6 +74,8 @@ class Cluster:
             UserError: Ray is missing, cannot be reached, or has no such devices.
         """
         if self._ray is None:
+            # Read when Ray is imported: what it says about workers that died would go to standard output.
+            os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")
             try:
                 ray = importlib.import_module("ray")
             except ModuleNotFoundError:
