@@ -212,7 +212,8 @@ def test_a_model_is_added_in_five_places_and_plays(tmp_path: Path) -> None:
     (generated / "filters.inc").write_text(python("-m", "vsvsr.filters.signatures"))
     plugin = tmp_path / "toy.so"
     sources = sorted((ROOT / "plugins" / "src").glob("*.cpp"))
-    options = ["-std=c++20", "-shared", "-fPIC", "-DVSVSR_VERSION_MAJOR=0", "-DVSVSR_VERSION_MINOR=1"]
+    options = ["-std=c++20", "-shared", "-fPIC", "-DVS_USE_API_41"]
+    options += ["-DVSVSR_VERSION_MAJOR=0", "-DVSVSR_VERSION_MINOR=1"]
     options += [f"-I{generated}", f"-I{vs.get_include()}", "-o", str(plugin)]
     subprocess.run([os.environ.get("CXX", "c++"), *options, *map(str, sources), "-ldl"], check=True)
     told = json.loads(python("-c", PLAY, plugin))
