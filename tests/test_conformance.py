@@ -270,6 +270,13 @@ def test_requests_that_nobody_waits_for_leave_the_filter_usable(
     assert same(play(output, range(far - 3, far + 5), in_flight=8), reference)
 
 
+def test_stats_tell_the_tiles(make: Make, bikes: vs.VideoNode, core: vs.Core) -> None:
+    stats = core.vsvsr.Stats(make(bikes[:2], tile=[48, 32]))
+    assert (stats["tile_width"], stats["tile_height"]) == (48, 32)
+    stats = core.vsvsr.Stats(make(bikes[:2], tile=[0, 0]))
+    assert (stats["tile_width"], stats["tile_height"]) == (0, 0)
+
+
 RESIZE = "convert it with core.resize.Bicubic(clip, format=vs.RGBS"
 WRONG_CLIPS = {
     "YUV420P8": f'the clip is YUV420P8, allowed are RGBS and RGBH; {RESIZE}, matrix_in_s="170m")',

@@ -437,12 +437,12 @@ class TestMemory:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return "model"
 
-        assert fit_tiles((0, 0), 400, 300, open_model, smallest=32) == "model"
+        assert fit_tiles((0, 0), 400, 300, open_model, smallest=32) == ("model", (100, 150))
         assert tried == [(0, 0), (200, 0), (200, 150), (100, 150)]
         assert "using (100, 150)" in caplog.text
 
     def test_tiles_that_fit_stay(self, caplog: pytest.LogCaptureFixture) -> None:
-        assert fit_tiles((64, 0), 400, 300, lambda tile: tile, smallest=32) == (64, 0)
+        assert fit_tiles((64, 0), 400, 300, lambda tile: tile, smallest=32) == ((64, 0), (64, 0))
         assert not caplog.messages
 
     def test_what_never_fits_is_one_clear_error(self) -> None:
@@ -672,7 +672,7 @@ class TestRehearsal:
                 rehearse(torch.device("cuda", 0), dry_run)
             return "model"
 
-        assert fit_tiles((0, 0), 400, 300, open_model, smallest=32) == "model"
+        assert fit_tiles((0, 0), 400, 300, open_model, smallest=32) == ("model", (200, 0))
 
     def test_other_errors_are_told(self, failures: list[int]) -> None:
         def dry_run() -> None:

@@ -198,7 +198,7 @@ def test_another_order_on_the_same_job_is_refused_with_the_difference(
         ((*first[:-1], "6"), "arguments.segment was 5, is 6; parts was "),
         ((*first, "--half"), "half was False, is True"),
         ((*first, "--start", "1"), "frames was [0, 10], is [1, 10]"),
-        ((*first, "--arg", "tile=32,0"), "arguments.tile was not given, is [32, 0]"),
+        ((*first, "--arg", "tile=32,0"), "tile was [0, 0], is [32, 0]"),
         ((*command, "--model-path", other, "--segment", "5"), "arguments.model_path was "),
     ):
         assert run(monkeypatch, *changed) == 1

@@ -368,7 +368,7 @@ def _given(arguments: "dict[str, object]") -> "dict[str, object]":
 
 
 class FilterStats(TypedDict):
-    """What `Stats` returns: numbers of steps and requests, and where the filter starts afresh."""
+    """What `Stats` returns: numbers of steps and requests, where the filter starts afresh, and its tiles."""
 
     steps: int
     warmup_steps: int
@@ -376,8 +376,11 @@ class FilterStats(TypedDict):
     seeks: int
     checkpoint_hits: int
     replays: int
+    restarts: int
     grid: int
     grid_warmup: int
+    tile_width: int
+    tile_height: int
 
 
 class Versions(TypedDict):
@@ -391,9 +394,10 @@ class Versions(TypedDict):
 
 def Stats(clip: "vs.VideoNode") -> FilterStats:
     """What the filter that made ``clip`` has done: network steps, warm-up steps, frames rendered, seeks, seeks that
-    found a kept state, replayed frames.
+    found a kept state, replayed frames, restarts at cuts and gaps.
 
-    And where it starts afresh: every ``grid`` frames, having looked at ``grid_warmup`` frames before.
+    And where it starts afresh: every ``grid`` frames, having looked at ``grid_warmup`` frames before; and the width and
+    height of the tiles that were chosen, 0 for the whole frame.
     """
     from typing import cast
 

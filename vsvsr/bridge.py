@@ -45,6 +45,7 @@ class FilterInstance:
         self._session = opened.session
         self._scale = opened.scale
         self._segments = opened.segments
+        self._tile = opened.tile
         self._clip = clip
         self._dtype = torch.float16 if clip.format == "RGBH" else torch.float32
 
@@ -73,9 +74,10 @@ class FilterInstance:
         self._worker.run(self._session.forget)
 
     def counters(self) -> list[tuple[str, int]]:
-        """What has been done so far, and where the filter starts afresh, by name."""
+        """What has been done so far, where the filter starts afresh, and its tiles, by name."""
         grid = {"grid": self._segments.length, "grid_warmup": self._segments.warmup}
-        return list({**self._session.counters(), **grid}.items())
+        tile = dict(zip(("tile_width", "tile_height"), self._tile, strict=True))
+        return list({**self._session.counters(), **grid, **tile}.items())
 
     def __del__(self) -> None:
         # What lies on the device is freed on the device thread, which then gives the memory back.

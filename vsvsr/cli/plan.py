@@ -38,7 +38,7 @@ def plan(
         frames=slice(None),
         encoding=Encoding(),
     )
-    film, segments = order.open(lambda percent: None)
+    film, segments, _ = order.open(lambda percent: None)
     last = film.frames.stop
     parts = divide(segments.starts(0, last), last, film.source.timestamps)
     if scenes is None:

@@ -245,7 +245,7 @@ def _show_estimate(order: Order, telling: Telling, *, overwrite: bool) -> None:
     if order.target.parent.is_dir():
         check_paths(order.source, order.target, overwrite=overwrite)
     with telling.about(order) as progress:
-        film, segments = order.open(progress.indexing)
+        film, segments, _ = order.open(progress.indexing)
         tell_what_is_left_out(order, film, progress)
         found = estimate(order, film, segments)
     lines = [f"{order.target}: {len(film.frames)} frames of {found.picture} in {len(found.parts)} parts"]

@@ -76,8 +76,9 @@ def _failed_allocations(device: torch.device) -> int:
 
 def fit_tiles[Model](
     tile: Sequence[int], width: int, height: int, open_model: Callable[[Sequence[int]], Model], *, smallest: int
-) -> Model:
-    """The model with the tiles that were asked for, or, where those run out of memory, with the largest that do not.
+) -> tuple[Model, tuple[int, int]]:
+    """The model with the tiles that were asked for, or, where those run out of memory, with the largest that do not;
+    and these tiles.
 
     Decided once, at construction: tiles that changed within a clip would show.
 
@@ -109,7 +110,7 @@ def fit_tiles[Model](
         _log.warning(
             "the device's memory is too small for tile=%s, using %s; give that to have it everywhere", tile, tried
         )
-    return model
+    return model, (tried[0], tried[1])
 
 
 def feature_budget(megabytes: int | None, device: torch.device) -> int | None:

@@ -53,15 +53,16 @@ def create(settings: FastRealSettings, clip: Clip) -> "FilterSession":
         return model
 
     segments = _segments(settings, loaded.restarts)
+    model, tile = fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE)
     session = RecurrentSession(
-        fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE),
+        model,
         segments,
         budget=settings.state_cache * 1_000_000,
         preview=settings.preview,
         scene_change=settings.scene_change > 0,
         detector=SceneDetector() if settings.scene_change == 1 else None,
     )
-    return FilterSession(session, device, loaded.scale, segments)
+    return FilterSession(session, device, loaded.scale, segments, tile)
 
 
 def _segments(settings: FastRealSettings, restarts: "Restarts") -> "Segments":

@@ -29,12 +29,14 @@ class FilterSession:
         device: where the network is.
         scale: output size over source size.
         segments: where the filter starts afresh on a fixed grid: segments with a warm-up, or chunks with context.
+        tile: width and height of the tiles that were chosen, in pixels of the source; 0 = everything.
     """
 
     session: Session[Planes, Output]
     device: torch.device
     scale: int
     segments: Segments = _NEVER
+    tile: tuple[int, int] = (0, 0)
 
 
 def open_chunked[Network: nn.Module](
@@ -67,9 +69,9 @@ def open_chunked[Network: nn.Module](
         rehearse(device, partial(model.dry_run, clip.width, clip.height))
         return model
 
-    model = fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE)
+    model, tile = fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE)
     model.budget = feature_budget(settings.feature_cache, device)
-    return in_chunks(model, settings, clip, device, loaded.scale)
+    return in_chunks(model, settings, clip, device, loaded.scale, tile)
 
 
 def in_chunks[Picture, Result](
@@ -78,6 +80,7 @@ def in_chunks[Picture, Result](
     clip: Clip,
     device: torch.device,
     scale: int,
+    tile: tuple[int, int],
 ) -> FilterSession:
     """The session that runs ``model`` chunk by chunk, as a filter's settings say."""
     session = ChunkedSession(
@@ -89,4 +92,4 @@ def in_chunks[Picture, Result](
         scene_change=settings.scene_change > 0,
         detector=SceneDetector() if settings.scene_change == 1 else None,
     )
-    return FilterSession(session, device, scale, Segments(length=settings.length, warmup=settings.overlap))
+    return FilterSession(session, device, scale, Segments(length=settings.length, warmup=settings.overlap), tile)

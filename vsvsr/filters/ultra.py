@@ -150,15 +150,14 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
             budget=budget,
         )
 
-    def rehearsed(tile: Sequence[int]) -> Sequence[int]:
+    def rehearsed(tile: Sequence[int]) -> None:
         trial = upscaler(network.degradation, tile, 0)
         rehearse(device, partial(trial.dry_run, clip.width, clip.height))
-        return tile
 
-    tile = fit_tiles(settings.tile, clip.width, clip.height, rehearsed, smallest=SMALLEST_TILE)
+    _, tile = fit_tiles(settings.tile, clip.width, clip.height, rehearsed, smallest=SMALLEST_TILE)
     budget = feature_budget(settings.feature_cache, device)
     model = ContinuedNetwork[Restored](device, dtype)
-    opened = in_chunks(model, settings, clip, device, loaded.scale)
+    opened = in_chunks(model, settings, clip, device, loaded.scale, tile)
     if judge_path is None:
         degradation = network.degradation if settings.degradation is None else settings.degradation
         model.model = upscaler(degradation, tile, budget)

@@ -23,7 +23,7 @@ from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.files import explain, scratch_folder, undone
 from vsvsr.jobs.folder import JobFolder
 from vsvsr.jobs.identity import Identity, describe_device, differences, identify
-from vsvsr.jobs.order import Order
+from vsvsr.jobs.order import Opened, Order
 from vsvsr.jobs.parts import Part
 from vsvsr.jobs.work import make_parts
 from vsvsr.video.film import Film
@@ -39,7 +39,7 @@ _STOP_SECONDS = 15
 _TELL_SECONDS = 0.5
 """Time between two reports of a process about its frames."""
 
-_SAME = ("source", "weights", "versions", "device", "picture")
+_SAME = ("source", "weights", "versions", "device", "tile", "picture")
 """What of a job's identity a machine must agree with."""
 
 
@@ -281,7 +281,7 @@ class _Count:
         return self._frames
 
 
-_opened: tuple[Order, Film] | None = None
+_opened: tuple[Order, Opened] | None = None
 """What this process has open: all parts of a film that it makes come from one."""
 
 _sent: tempfile.TemporaryDirectory[str] | None = None
@@ -326,8 +326,9 @@ def _make(
     try:
         if folder is not None and not (folder / "job.json").is_file():
             raise UserError(f"{folder} is not seen on {platform.node()}; share it, or give --send-source")
-        film = _open(order, source)
-        own = identify(order, film, describe_device(order))
+        opened = _open(order, source)
+        film = opened.film
+        own = identify(order, opened, describe_device(order))
         # Weights that a machine lacks are not those that it needs: it would have said so.
         own["weights"] = {name: _weights(own).get(name, digest) for name, digest in _weights(agreed).items()}
         changed = differences(agreed, {name: own[name] for name in agreed})
@@ -365,7 +366,7 @@ def _weights(identity: Identity) -> Identity:
     return weights
 
 
-def _open(order: Order, source: tuple[bytes, int] | None) -> Film:
+def _open(order: Order, source: tuple[bytes, int] | None) -> Opened:
     global _opened, _sent
     if _opened is None or _opened[0] != order:
         local = order
@@ -376,7 +377,7 @@ def _open(order: Order, source: tuple[bytes, int] | None) -> Film:
             path.write_bytes(content)
             os.utime(path, ns=(changed, changed))
             local = replace(order, source=path)
-        _opened = order, local.open(lambda percent: None)[0]
+        _opened = order, local.open(lambda percent: None)
     return _opened[1]
 
 

@@ -66,10 +66,11 @@ def make_film(
         return _make_pictures(order, overwrite=overwrite, progress=progress)
     with _job_folder(order, job) as folder:
         workers = Here(order) if cluster is None else cluster.workers(order)
-        film, segments = workers.plan.open(progress.indexing)
+        opened = workers.plan.open(progress.indexing)
+        film, segments, _ = opened
         starts = segments.starts(film.frames.start, film.frames.stop)
         parts = divide(starts, film.frames.stop, film.source.timestamps)
-        identity = identify(order, film, workers.device)
+        identity = identify(order, opened, workers.device)
         folder.begin(identity, parts)
         tell_what_is_left_out(order, film, progress)
         missing = _missing(folder, parts, progress)
@@ -89,7 +90,7 @@ def make_film(
 
 
 def _make_pictures(order: Order, *, overwrite: bool, progress: Progress) -> Written:
-    film, _ = order.open(progress.indexing)
+    film = order.open(progress.indexing).film
     written = write_pictures(film, order.target, encoding=order.encoding, overwrite=overwrite, on_frame=progress.frames)
     refuse_truncated(film, order.target)
     return written

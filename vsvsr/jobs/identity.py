@@ -9,8 +9,11 @@ import vapoursynth as vs
 
 from vsvsr import weights
 from vsvsr.filters.registry import FILTERS
-from vsvsr.jobs.order import Order
+from vsvsr.jobs.order import Opened, Order
 from vsvsr.video.film import Film
+
+_OTHERWISE = {"device_index", "tile"}
+"""Arguments that the identity has in another form: what computes, and the tiles that were chosen."""
 
 type Identity = dict[str, object]
 
@@ -18,19 +21,21 @@ _ENDS = 1 << 20
 """Bytes of the source's head and of its tail that are hashed."""
 
 
-def identify(order: Order, film: Film, device: str) -> Identity:
+def identify(order: Order, opened: Opened, device: str) -> Identity:
     """The identity of a job.
 
     Args:
         order: what is made.
-        film: what it opened.
+        opened: what it opened.
         device: what computes, as `describe_device` says.
     """
+    film = opened.film
     return {
         "source": _source(film),
         "frames": [film.frames.start, film.frames.stop],
         "filter": order.filter_name,
-        "arguments": {name: _plain(value) for name, value in sorted(order.arguments.items()) if name != "device_index"},
+        "arguments": {name: _plain(value) for name, value in sorted(order.arguments.items()) if name not in _OTHERWISE},
+        "tile": list(opened.tile),
         "half": order.half,
         "weights": _weights(order),
         "versions": {

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import vapoursynth as vs
 
@@ -13,6 +14,20 @@ from vsvsr.streaming import Segments
 from vsvsr.video.encoder import Encoding
 from vsvsr.video.film import Film, open_film
 from vsvsr.video.size import Size
+
+
+class Opened(NamedTuple):
+    """A film that is ready to be asked for frames.
+
+    Attributes:
+        film: that film.
+        segments: where its filter starts afresh.
+        tile: width and height of the filter's tiles, which can depend on the memory that was free; 0 = everything.
+    """
+
+    film: Film
+    segments: Segments
+    tile: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +72,8 @@ class Order:
         if self.arguments.get("preview"):
             raise WrongArgumentError("preview=1 is for seeking in an editor; its frames are approximate")
 
-    def open(self, on_index: Callable[[int], None]) -> tuple[Film, Segments]:
-        """The film, ready to be asked for frames, and where its filter starts afresh.
+    def open(self, on_index: Callable[[int], None]) -> Opened:
+        """The film, ready to be asked for frames.
 
         Args:
             on_index: hears how far the source is indexed, in percent.
@@ -74,4 +89,5 @@ class Order:
             return changed
 
         film = open_film(self.source, self.target, change, frames=self.frames, size=self.size, on_index=on_index)
-        return film, Segments(length=stats["grid"], warmup=stats["grid_warmup"])
+        segments = Segments(length=stats["grid"], warmup=stats["grid_warmup"])
+        return Opened(film, segments, (stats["tile_width"], stats["tile_height"]))
