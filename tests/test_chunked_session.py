@@ -131,7 +131,9 @@ def test_a_cut_ends_the_context_on_both_sides() -> None:
     player = Player(cuts=(12,))
     assert player.get(9) == [9, 0, 11]
     assert player.get(11) == [11, 7, 11]
+    assert player.session.counters()["restarts"] == 0
     assert player.get(12) == [12, 12, 22]
+    assert player.session.counters()["restarts"] == 1
 
 
 def test_cuts_count_for_nothing_when_scene_changes_are_ignored() -> None:

@@ -104,7 +104,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         self._rendered: OrderedDict[int, int] = OrderedDict()
         self._seen: dict[int, _Seen[Picture] | None] = {}
         self._last: range | None = None
-        self._counters = dict.fromkeys(("steps", "warmup_steps", "renders", "seeks", "replays"), 0)
+        self._counters = dict.fromkeys(("steps", "warmup_steps", "renders", "seeks", "replays", "restarts"), 0)
 
     def advance(self, n: int, wanted: Collection[int], sources: Mapping[int, Source[Frame]]) -> list[int]:
         """See `Session.advance`."""
@@ -151,7 +151,8 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         """See `Session.counters`.
 
         ``steps`` counts the frames made and ``warmup_steps`` those seen as context, ``renders`` the pictures, ``seeks``
-        the chunks that did not follow the one before, ``replays`` those run again for results that were forgotten.
+        the chunks that did not follow the one before, ``replays`` those run again for results that were forgotten,
+        ``restarts`` those that begin at a cut or behind a frame that the clip cannot give.
         """
         return dict(self._counters)
 
@@ -208,6 +209,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
             ),
             any(seen.approximate for seen in stretch_seen),
         )
+        self._counters["restarts"] += stretch.start < first == emit.start
         self._count(emit, len(stretch_seen), again=self._chunks.pop(emit.start, None) is not None)
         self._chunks[emit.start] = chunk
         while len(self._chunks) > KEPT_CHUNKS:
