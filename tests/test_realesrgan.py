@@ -66,7 +66,12 @@ def test_a_recurrent_network_without_weights_for_its_state_is_the_per_frame_netw
     clip = torch.rand(1, 4, 3, 20, 24)
     with torch.no_grad():
         recurrent = from_per_frame(published, LightFlow(), state_gain=0.0)(clip)[0]
-        torch.testing.assert_close(recurrent, published(clip[0]), rtol=0, atol=1e-5)
+        plain = published(clip[0])
+        exact = published.double()(clip[0].double())
+    # How far rounding goes depends on the processor: as far as in the published network itself.
+    rounding = (plain - exact).abs().max()
+    assert 0 < rounding < 1e-4
+    assert (recurrent - exact).abs().max() < 4 * rounding
 
 
 def test_a_state_gain_lets_earlier_frames_reach_the_picture() -> None:
