@@ -64,7 +64,7 @@ def play(output, numbers):
 """
 
 REPEAT = """
-for _ in range(periods):
+for _ in range(periods + 6):  # the first ones fill what Python and the host keep for good
     output = make(clip[:period])  # no longer: a filter may have to see all of it
     play(output, range(3))
     del output
