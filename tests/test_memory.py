@@ -12,7 +12,7 @@ SOURCE_FRAME = 48 * 32 * 3 * 4
 """Bytes of the smallest thing that a frame could leave behind."""
 
 COUNT = """
-import ctypes, gc, sys
+import ctypes, gc, sys, time
 from pathlib import Path
 
 import torch
@@ -68,6 +68,10 @@ for _ in range(periods + 6):  # the first ones fill what Python and the host kee
     output = make(clip[:period])  # no longer: a filter may have to see all of it
     play(output, range(3))
     del output
+    for _ in range(1000):  # a thread of the host may be the last to refer to it
+        if not any(type(thing) is FilterInstance for thing in gc.get_objects()):
+            break
+        time.sleep(0.01)
     print(allocated())
 print(sum(type(thing) is FilterInstance for thing in gc.get_objects()))
 """
