@@ -1,5 +1,7 @@
 """Cuts between scenes, found from two neighbouring frames alone."""
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -37,15 +39,21 @@ class SceneDetector:
         blocks = after.unfold(0, _BLOCK, _BLOCK).unfold(1, _BLOCK, _BLOCK)
         places = before.unfold(0, _BLOCK, 1).unfold(1, _BLOCK, 1)
         found = _correlation(blocks.reshape(-1, _BLOCK**2), places.reshape(-1, _BLOCK**2))
-        far = torch.ones(blocks.shape[:2] + places.shape[:2], dtype=torch.bool)
-        for y in range(blocks.shape[0]):
-            for x in range(blocks.shape[1]):
-                top, left = y * _BLOCK, x * _BLOCK
-                far[y, x, max(top - _REACH, 0) : top + _REACH + 1, max(left - _REACH, 0) : left + _REACH + 1] = False
-        best = found.masked_fill(far.reshape(found.shape), -1).amax(1)
+        best = found.masked_fill(_far(), -1).amax(1)
         contrast = blocks.reshape(-1, _BLOCK**2).std(1)
         total = float(contrast.sum())
         return total > 0 and float((best * contrast).sum()) / total < _FOUND
+
+
+@functools.cache
+def _far() -> Tensor:
+    """Which places of a picture are beyond the reach of each of its blocks: ``(blocks, places)``."""
+    tops, lefts = range(0, _HEIGHT, _BLOCK), range(0, _WIDTH, _BLOCK)
+    far = torch.ones((len(tops), len(lefts), _HEIGHT - _BLOCK + 1, _WIDTH - _BLOCK + 1), dtype=torch.bool)
+    for y, top in enumerate(tops):
+        for x, left in enumerate(lefts):
+            far[y, x, max(top - _REACH, 0) : top + _REACH + 1, max(left - _REACH, 0) : left + _REACH + 1] = False
+    return far.reshape(len(tops) * len(lefts), -1)
 
 
 def _correlation(blocks: Tensor, places: Tensor) -> Tensor:
