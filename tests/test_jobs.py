@@ -18,6 +18,7 @@ from tests.cases import WeightsOf
 from tests.clips import clip_path
 from tests.films import decode, ffmpeg, small
 from vsvsr.cli.app import app
+from vsvsr.filters.weights import published
 from vsvsr.jobs.parts import Part, divide
 from vsvsr.streaming import Segments
 
@@ -332,7 +333,10 @@ def test_the_default_weights_divide_a_film_on_the_grid_that_they_carry(
     assert run(monkeypatch, "plan", source) == 0
     assert capsys.readouterr().out.splitlines() == ["-s 0 -e 130", "-s 0 -e 99", "-s 100 -e 130"]
     one = ("--encoder", "ffv1", "--end", "104")
-    assert run(monkeypatch, "upscale", source, tmp_path / "parts.mkv", *one) == 0
+    job = tmp_path / "job"
+    assert run(monkeypatch, "upscale", source, tmp_path / "parts.mkv", *one, "--job", job, "--keep-job") == 0
+    # Other weights may be installed, or taken away, while a job rests.
+    assert set(published("FastReal")) & json.loads((job / "job.json").read_text())["weights"].keys() == {"fastreal-x4"}
     monkeypatch.setattr("vsvsr.jobs.parts.SHORTEST_SECONDS", 1e6)
     assert run(monkeypatch, "upscale", source, tmp_path / "whole.mkv", *one) == 0
     assert digests(tmp_path / "parts.mkv") == digests(tmp_path / "whole.mkv")

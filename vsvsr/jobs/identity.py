@@ -90,11 +90,14 @@ def _ends(first: Path, last: Path) -> Iterator[bytes]:
 
 
 def _weights(order: Order) -> Identity:
-    """Hashes of the files that are given, and without a file of weights those of the weights that are installed."""
+    """Hashes of the files that are given, and without a file of weights those of the chosen ones and their parts."""
     given = order.files
+    (model,) = (argument for argument in FILTERS[order.filter_name].settings.arguments() if argument.name == "model")
+    chosen = order.arguments.get("model") or model.otherwise
     hashes: Identity = {}
     for row in weights.MANIFEST:
-        if row.model == order.filter_name and "model_path" not in given and weights.location(row).exists():
+        read = row.model == order.filter_name and (row.part or row.name == chosen)
+        if read and "model_path" not in given and weights.location(row).exists():
             hashes[row.name] = row.sha256 or _digest(_content(weights.location(row)))
     return hashes | {name: _digest(_content(path)) for name, path in given.items()}
 
