@@ -1,6 +1,7 @@
 """UltraVSR on disk: the released checkpoint, which completes Stable Diffusion, and our own compact networks."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,6 +18,8 @@ from vsvsr.models.ultra.lora import Layer, adapters, factor_shapes, merge
 from vsvsr.models.ultra.network import FULL, SCALE, UltraConfig, UltraVSR
 from vsvsr.models.ultra.network import build as build_ultra
 from vsvsr.weights import read_checkpoint, read_metadata, read_tensors, state_dict
+
+_log = logging.getLogger(__name__)
 
 _STATES = ("state_dict_unet", "state_dict_vae")
 _RELEASED = "released"
@@ -68,8 +71,8 @@ def load_released(path: Path, base: Path, config: UltraConfig = FULL) -> Loaded[
     except UserError as error:
         raise UserError(f"weights file {path}: {error}") from error
     if unknown:
-        some = ", ".join(unknown[:3])
-        raise UserError(f"weights file {path}: {len(unknown)} unknown entries in the checkpoint: {shown(some)}")
+        some = shown(", ".join(unknown[:3]))
+        _log.warning("weights file %s: %d entries are no part of it and not used (%s)", path, len(unknown), some)
     return Loaded(network.eval().requires_grad_(False), SCALE)
 
 
