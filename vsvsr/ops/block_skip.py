@@ -9,9 +9,6 @@ from torch import Tensor
 from vsvsr.ops.convolution import conv2d
 from vsvsr.ops.dispatch import runs_kernels
 
-DENSE_FRACTION = 0.75
-"""Share of tiles above which a convolution over the whole map is cheaper than gathering tiles (measured on a CPU)."""
-
 
 @dataclass(frozen=True)
 class BlockWeights:
@@ -132,7 +129,12 @@ class SkipGrid:
         """Which pixels of the listed tiles with a halo of 1 lie in the frame: ``(k, tile + 2, tile + 2)``."""
         return self._inside[tiles]
 
-    def block_skip_(self, x: Tensor, held: Tensor, block: BlockWeights, tiles: Tensor) -> None:
+    def runs_everywhere(self, tiles: int) -> bool:
+        """Whether a convolution over the whole map is cheaper than one of so many gathered tiles."""
+        # Pixels of both convolutions. Beside them gathering and scattering took no measurable time on a CPU.
+        return tiles * ((self.tile + 2) ** 2 + self.tile**2) >= 2 * self.n * self.height * self.width
+
+    def block_skip_(self, x: Tensor, held: Tensor | None, block: BlockWeights, tiles: Tensor) -> None:
         """``block_skip_reference`` on pixels, in place: ``held`` becomes the residual, ``x`` gets it added.
 
         Runs over the whole map when every tile is active. Else the kernel runs, or the plain form: it gathers each
@@ -141,19 +143,30 @@ class SkipGrid:
 
         Args:
             x: feature maps as pixels.
-            held: held residuals as pixels.
+            held: held residuals as pixels; None where skipped tiles pass unchanged.
             block: the block's convolutions.
             tiles: numbers of the active tiles, ``(k,)``.
         """
         if len(tiles) == self.count:
-            self.image(held).copy_(block.dense(self.image(x)))
-        elif runs_kernels(x, held, block.weight1):
+            residual = block.dense(self.image(x))
+            if held is None:
+                self.image(x).add_(residual)
+                return
+            self.image(held).copy_(residual)
+        elif runs_kernels(x, block.weight1):
+            held = torch.zeros_like(x) if held is None else held
             weights = (block.weight1, block.bias1, block.weight2, block.bias2)
             fused_block_residual(x, held, *weights, tiles, self.height, self.width, self.tile)
         elif len(tiles) > 0:
             hidden = F.relu_(conv2d(self.gather(x, tiles), block.weight1, block.bias1))
             hidden *= self.inside(tiles)[:, None]
             residual = conv2d(hidden, block.weight2, block.bias2).permute(0, 2, 3, 1).flatten(0, 2)
-            held.index_copy_(0, self._scatter[tiles].flatten(), residual)
+            where = self._scatter[tiles].flatten()
+            if held is None:
+                x.index_add_(0, where, residual)
+                x[-1] = 0
+                return
+            held.index_copy_(0, where, residual)
             held[-1] = 0
-        x += held
+        if held is not None:
+            x += held

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import reduce
 from torch import Tensor, nn
 
 from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
-from vsvsr.ops.block_skip import DENSE_FRACTION, BlockWeights, SkipGrid
+from vsvsr.ops.block_skip import BlockWeights, SkipGrid
 
 SAMPLE = 4
 """Change is measured at every fourth pixel in both directions: a sixteenth of the memory and time, the same average."""
@@ -38,14 +37,8 @@ def sample(image: Tensor) -> Tensor:
 
 def tile_mean(samples: Tensor, tile: int) -> Tensor:
     """Average of samples ``(n, h, w, c)`` per tile: ``(n, rows, columns, c)``; the last tiles may be cut."""
-    side = tile // SAMPLE
-    height, width = samples.shape[1:3]
-    rows, columns = -(-height // side), -(-width // side)
-    padded = F.pad(samples, (0, 0, 0, columns * side - width, 0, rows * side - height))
-    sums = reduce(padded, "n (rows y) (columns x) c -> n rows columns c", "sum", y=side, x=side)
-    first_y, first_x = torch.arange(rows, device=sums.device) * side, torch.arange(columns, device=sums.device) * side
-    counts = (height - first_y).clamp(max=side)[:, None] * (width - first_x).clamp(max=side)
-    return sums / counts[..., None]
+    pooled = F.avg_pool2d(samples.permute(0, 3, 1, 2), tile // SAMPLE, ceil_mode=True, count_include_pad=False)
+    return pooled.permute(0, 2, 3, 1)
 
 
 def block_weights(block: ResidualBlock) -> BlockWeights:
@@ -54,6 +47,13 @@ def block_weights(block: ResidualBlock) -> BlockWeights:
     assert biases[0] is not None
     assert biases[1] is not None
     return BlockWeights(block.conv1.weight, biases[0], block.conv2.weight, biases[1])
+
+
+def residual_blocks(trunk: ResidualBlocksWithInputConv) -> list[ResidualBlock]:
+    """The blocks of a trunk in order."""
+    blocks = trunk.main[2]
+    assert isinstance(blocks, nn.Sequential)
+    return [block for block in blocks if isinstance(block, ResidualBlock)]
 
 
 def expand(active: Tensor, side: int, size: torch.Size) -> Tensor:
@@ -67,26 +67,39 @@ class TileGate:
 
     ``E = 1 - sigmoid(W g(|now - reference|) + b)`` with ``g`` the average over the tile (eq. 5 and 6 of the paper); a
     tile runs where ``E >= threshold``.
+
+    Attributes:
+        tile: side of a tile.
     """
 
     def __init__(self, estimator: nn.Linear, threshold: float, tile: int) -> None:
         # In fp32, so that decisions near the threshold do not depend on the precision of the network.
         self._weight, self._bias = estimator.weight.float(), estimator.bias.float()
-        self._threshold, self._tile = threshold, tile
+        self._threshold, self.tile = threshold, tile
 
     def __call__(self, samples: Tensor, reference: Tensor) -> Tensor:
         """Which tiles run, bool ``(n, rows, columns)``; samples are those of `sample`."""
-        change = tile_mean((samples - reference).abs_(), self._tile)
-        execution = torch.sigmoid(-F.linear(change, self._weight, self._bias))
-        return (execution[..., 0] >= self._threshold) & (self._threshold < 1)
+        return self.decide(self.execution(self.change(samples, reference)))
+
+    def change(self, samples: Tensor, reference: Tensor) -> Tensor:
+        """What the estimator sees, ``(n, rows, columns, c)``."""
+        return tile_mean((samples - reference).abs_(), self.tile)
+
+    def execution(self, change: Tensor) -> Tensor:
+        """The confidence E, ``(..., c)`` to ``(...)``."""
+        return torch.sigmoid(-F.linear(change, self._weight, self._bias))[..., 0]
+
+    def decide(self, execution: Tensor) -> Tensor:
+        """Where E reaches the threshold; nowhere at 1, everywhere at 0."""
+        return (execution >= self._threshold) & (self._threshold < 1)
 
     def move(self, reference: Tensor, samples: Tensor, active: Tensor) -> Tensor:
         """The reference for later frames: ``samples`` in active tiles."""
-        return torch.where(expand(active, self._tile // SAMPLE, samples.shape[1:3])[..., None], samples, reference)
+        return torch.where(expand(active, self.tile // SAMPLE, samples.shape[1:3])[..., None], samples, reference)
 
 
 class GatedTrunk:
-    """A trunk that keeps the residuals of earlier frames of one pass and skips the tiles that hardly changed.
+    """A trunk that skips the tiles that hardly changed.
 
     Where the gate skips block ``m``, given its input,
 
@@ -94,22 +107,23 @@ class GatedTrunk:
       that slow changes add up until the block runs;
     * ``hold=False``: the tile passes unchanged, as in the paper; the reference is the input in the previous frame.
 
-    The first frame runs everywhere, and so does a block that would run on most tiles.
+    The first frame runs everywhere, and so does a block where that costs no more. ``stride`` blocks share the decision
+    of the first of them.
     """
 
     def __init__(
         self,
         trunk: ResidualBlocksWithInputConv,
         gate: TileGate,
-        tile: int,
+        *,
         hold: bool,
+        stride: int,
         tally: Tally,
     ) -> None:
-        head, activation, blocks = trunk.main
+        head, activation, _ = trunk.main
         self._entry = nn.Sequential(head, activation)
-        assert isinstance(blocks, nn.Sequential)
-        self._blocks = [block_weights(block) for block in blocks if isinstance(block, ResidualBlock)]
-        self._gate, self._tile, self._hold, self._tally = gate, tile, hold, tally
+        self._blocks = [block_weights(block) for block in residual_blocks(trunk)]
+        self._gate, self._hold, self._stride, self._tally = gate, hold, stride, tally
         self._grid: SkipGrid | None = None
         self._references: list[Tensor] = []
         self._held: list[Tensor] = []
@@ -121,24 +135,22 @@ class GatedTrunk:
         if self._hold:
             entry = self._hold_entry(entry)
         if self._grid is None:
-            self._grid = SkipGrid(len(x), x.shape[2], x.shape[3], self._tile, x.device)
+            self._grid = SkipGrid(len(x), x.shape[2], x.shape[3], self._gate.tile, x.device)
             self._everywhere = torch.arange(self._grid.count, device=x.device)
         grid = self._grid
         pixels = grid.pixels(entry)
+        tiles = self._everywhere
         for m, block in enumerate(self._blocks):
-            samples = sample(grid.image(pixels))
-            if first:
-                tiles = self._everywhere
-                self._references.append(samples)
-                if self._hold or m == 0:
-                    self._held.append(torch.zeros_like(pixels))
-            else:
-                tiles = self._choose(m, samples)
+            if m % self._stride == 0:
+                samples = sample(grid.image(pixels))
+                if first:
+                    self._references.append(samples)
+                else:
+                    tiles = self._choose(m // self._stride, samples)
+            if first and self._hold:
+                self._held.append(torch.zeros_like(pixels))
             self._tally.add(len(tiles), grid.count)
-            held = self._held[m if self._hold else 0]
-            if not self._hold:
-                held.zero_()
-            grid.block_skip_(pixels, held, block, tiles)
+            grid.block_skip_(pixels, self._held[m] if self._hold else None, block, tiles)
         return grid.image(pixels)
 
     def _hold_entry(self, entry: Tensor) -> Tensor:
@@ -149,19 +161,19 @@ class GatedTrunk:
         samples = sample(entry)
         if self._entry_held is not None:
             active = self._gate(samples, sample(self._entry_held))
-            entry = torch.where(expand(active, self._tile, entry.shape[2:])[:, None], entry, self._entry_held)
+            entry = torch.where(expand(active, self._gate.tile, entry.shape[2:])[:, None], entry, self._entry_held)
         self._entry_held = entry
         return entry
 
-    def _choose(self, m: int, samples: Tensor) -> Tensor:
-        """Numbers of the tiles where block ``m`` runs; moves its reference."""
-        active = self._gate(samples, self._references[m])
+    def _choose(self, decision: int, samples: Tensor) -> Tensor:
+        """Numbers of the tiles where the blocks of a decision run; moves its reference."""
+        assert self._grid is not None
+        active = self._gate(samples, self._references[decision])
         tiles = active.flatten().nonzero()[:, 0]
-        if len(tiles) > DENSE_FRACTION * active.numel():
-            # Running everywhere costs no more.
+        if self._grid.runs_everywhere(len(tiles)):
             tiles = self._everywhere
         if self._hold and len(tiles) < active.numel():
-            self._references[m] = self._gate.move(self._references[m], samples, active)
+            self._references[decision] = self._gate.move(self._references[decision], samples, active)
         else:
-            self._references[m] = samples
+            self._references[decision] = samples
         return tiles

@@ -8,7 +8,7 @@ from torch import Tensor
 from vsvsr.models.common import PixelShuffleHead
 from vsvsr.models.skipvsr.gate import Tally, TileGate, sample
 from vsvsr.ops import conv2d
-from vsvsr.ops.block_skip import DENSE_FRACTION, SkipGrid
+from vsvsr.ops.block_skip import SkipGrid
 
 _BATCH = 16
 """Tiles reconstructed at a time: few enough for their wide maps to stay in a CPU's caches."""
@@ -47,7 +47,7 @@ class GatedHead:
         pairs = list(zip(self._gates, samples, self._references, strict=True))
         active = torch.stack([gate(now, before) for gate, now, before in pairs]).any(0)
         tiles = active.flatten().nonzero()[:, 0]
-        if len(tiles) > DENSE_FRACTION * self._grid.count:
+        if self._grid.runs_everywhere(len(tiles)):
             self._references = list(samples)
             return self._renew_all(features)
         self._references = [gate.move(before, now, active) for gate, now, before in pairs]

@@ -24,8 +24,8 @@ class SkipVSR(BasicVSR):
     """BasicVSR with a gate in front of every residual block of both trunks; state dict: BasicVSR's and the estimators'.
 
     In frame mode everything is as in BasicVSR on the full frame, and blocks run per tile of a fixed grid. In patch
-    mode, the paper's, overlapping 48x48 patches are separate clips (with the full frame's flows), a block runs on a
-    whole patch or not at all, and the patches are merged with ramps over their overlap.
+    mode overlapping 48x48 patches are separate clips (with the full frame's flows), a block runs on a whole patch or
+    not at all, and the patches are merged with ramps over their overlap.
 
     Args:
         channels: see `BasicVSR`.
@@ -35,6 +35,7 @@ class SkipVSR(BasicVSR):
         mode: frame or patch.
         hold: whether a skipped block adds its last residual again; else it is passed by, as in the paper. In frame
             mode the head is then gated as well: tiles whose features did not change keep the detail it added last.
+        stride: blocks that share the decision of the first of them.
     """
 
     kappa: Tensor
@@ -48,9 +49,10 @@ class SkipVSR(BasicVSR):
         threshold: float = 0.0,
         mode: Mode = "frame",
         hold: bool = True,
+        stride: int = 1,
     ) -> None:
         super().__init__(channels, blocks)
-        self.threshold, self.mode, self.hold = threshold, mode, hold
+        self.threshold, self.mode, self.hold, self.stride = threshold, mode, hold, stride
         self.tally, self.head_tally = Tally(), Tally()
         self.estimator_backward = nn.Linear(channels, 1)
         self.estimator_forward = nn.Linear(channels, 1)
@@ -68,12 +70,12 @@ class SkipVSR(BasicVSR):
         trunk = self.backward_trunk if direction == "backward" else self.forward_trunk
         if self.threshold == 0:
             return trunk
-        tile = PatchGrid.SIDE if self.mode == "patch" else FRAME_TILE
-        return GatedTrunk(trunk, self._gate(direction, tile), tile, self.hold, self.tally)
+        return GatedTrunk(trunk, self.gate(direction), hold=self.hold, stride=self.stride, tally=self.tally)
 
-    def _gate(self, direction: Direction, tile: int) -> TileGate:
+    def gate(self, direction: Direction) -> TileGate:
+        """The gate of one direction at the present threshold."""
         estimator = self.estimator_backward if direction == "backward" else self.estimator_forward
-        return TileGate(estimator, self.threshold, tile)
+        return TileGate(estimator, self.threshold, PatchGrid.SIDE if self.mode == "patch" else FRAME_TILE)
 
     @torch.no_grad()
     def chunk(self, frames: Sequence[Tensor], emit: range, *, buffer: OffloadBuffer | None = None) -> Iterator[Write]:
@@ -87,7 +89,7 @@ class SkipVSR(BasicVSR):
     def _gated(self, frames: Sequence[Tensor], emit: range, buffer: OffloadBuffer | None) -> Iterator[Write]:
         """Frame mode with a gate in front of the head as well; a result holds ``192 h w`` bytes."""
         height, width = frames[0].shape[-2:]
-        gates = [self._gate("backward", FRAME_TILE), self._gate("forward", FRAME_TILE)]
+        gates = [self.gate("backward"), self.gate("forward")]
         head = GatedHead(self, gates, FRAME_TILE, self.head_tally)
         passes = self.passes([extend(frame) for frame in frames], emit, buffer=buffer)
         for i, states in zip(emit, passes, strict=True):
