@@ -740,7 +740,7 @@ def test_a_log_of_other_columns_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_every_recipe_has_a_command_with_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("build", "fastreal", "fastreal_gan", "light_flow", "mia", "skip", "ultra"):
+    for name in ("build", "fastreal", "fastreal_gan", "light_flow", "mia", "skip", "skip_estimators", "ultra"):
         with pytest.raises(SystemExit) as exit_:
             main([name, "--help"])
         assert exit_.value.code == 0

@@ -68,6 +68,13 @@ class Processes:
                 f"a batch of {batch} cannot be shared by {self.count} processes; give a multiple of their number"
             )
 
+    def average(self, tensor: Tensor) -> Tensor:
+        """The mean over the processes."""
+        if self.count == 1:
+            return tensor
+        mean: Tensor = reduce(tensor, "mean")
+        return mean
+
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace each gradient by its mean over the processes."""
         if self.count == 1:
