@@ -30,6 +30,15 @@ def core() -> Iterator[vs.Core]:
     core.num_threads, core.max_cache_size = threads, cache
 
 
+@pytest.fixture(scope="session", autouse=True)
+def onnx_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Networks of tests that are written as ONNX do not stay on this machine."""
+    folder = tmp_path_factory.mktemp("onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vsvsr.engine.onnx._folder", lambda: folder)
+        yield
+
+
 @pytest.fixture
 def gpu_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[tuple[int, int]], None]]:
     """Says that CUDA devices have a compute capability, and that kernels can be launched on them."""

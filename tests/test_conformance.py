@@ -5,15 +5,17 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import vapoursynth as vs
 
-from tests.cases import Make
+from tests.cases import Make, WeightsOf, maker
 from tests.filters import Case
 from tests.pixels import digest, planes, play, same
+from vsvsr.filters.registry import FILTERS
 
 
 @pytest.fixture
@@ -25,16 +27,47 @@ def clip(bikes: vs.VideoNode, case: Case) -> vs.VideoNode:
     return bikes[: case.frames]
 
 
-_references: dict[str, dict[int, str]] = {}
+ONNX = {"FastReal in ONNX Runtime": "FastReal"}
+VARIANTS = {name: name for name in sorted(FILTERS)} | ONNX
+"""What the suite runs over, by filter."""
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-def reference(name: str, make: Make, clip: vs.VideoNode, core: vs.Core) -> dict[int, str]:
+def name(variant: str) -> str:
+    return VARIANTS[variant]
+
+
+@pytest.fixture
+def make(variant: str, name: str, weights_of: WeightsOf) -> Make:
+    made = maker(name, weights_of(name))
+    if variant not in ONNX:
+        return made
+    pytest.importorskip("onnxruntime")
+    return partial(made, backend="onnx")
+
+
+_references: dict[str, dict[int, str]] = {}
+_sessions: list[object] = []
+"""Of ONNX Runtime, kept open for the filters to come: to open one takes as long as hundreds of small frames."""
+
+
+@pytest.fixture
+def reference(variant: str, make: Make, clip: vs.VideoNode, core: vs.Core) -> dict[int, str]:
     """Linear playback, one request at a time, on one thread."""
-    if name not in _references:
+    if variant not in _references:
         core.num_threads = 1
-        _references[name] = play(make(clip))
-    return _references[name]
+        output = make(clip)
+        _references[variant] = play(output)
+        if variant in ONNX:
+            from vsvsr.engine import onnx
+
+            _sessions.extend(onnx._open.values())
+    return _references[variant]
 
 
 def jitter(clip: vs.VideoNode, seed: int = 0) -> vs.VideoNode:

@@ -29,11 +29,11 @@ from vsvsr.engine import memory as device_memory
 from vsvsr.engine.chunked import ChunkedNetwork
 from vsvsr.engine.device import choose_device, gpus
 from vsvsr.engine.graph import CudaCapture, Recorder, copied
-from vsvsr.engine.memory import fit_tiles, is_out_of_memory, rehearse, release
+from vsvsr.engine.memory import feature_budget, fit_tiles, is_out_of_memory, rehearse, release
 from vsvsr.engine.planes import Output, Planes, read
 from vsvsr.engine.recurrent import RecurrentNetwork
 from vsvsr.engine.tiling import TileGrid
-from vsvsr.engine.transfer import HostTransfer, StagedTransfer
+from vsvsr.engine.transfer import HostTransfer, PlainTransfer, StagedTransfer, transfer
 from vsvsr.engine.worker import worker_of
 from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
@@ -694,7 +694,7 @@ class TestChooseDevice:
 
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch, "ones", ones)
-        monkeypatch.setattr("vsvsr.engine.device._driver", lambda: "11.4")
+        monkeypatch.setattr("vsvsr.engine.device.cuda_driver", lambda: "11.4")
 
     WHY = (
         r"GPU 0 cannot be used: The NVIDIA driver on your system is too old \(found version 11040\)\. "
@@ -730,6 +730,60 @@ class TestChooseDevice:
             )
             assert choose_device(None) == torch.device("cuda", 0)
             assert choose_device(1) == torch.device("cuda", 1)
+
+
+class TestGPUsOfAnotherMake:
+    """Pretended: torch says that it has two of Intel's."""
+
+    @pytest.fixture(autouse=True)
+    def intel(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+        host = torch.ones(1)
+        monkeypatch.setattr(torch, "ones", lambda *size, device: host.clone())
+
+    def test_they_are_taken_only_where_they_are_asked_for(self) -> None:
+        assert choose_device(None) == CPU
+        assert choose_device(-1) == CPU
+        assert choose_device(1) == torch.device("xpu", 1)
+        with pytest.raises(UserError, match=r"^device_index=2 is not possible; allowed: -1 \(CPU\) to 1$"):
+            choose_device(2)
+
+    def test_cuda_comes_first(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        assert choose_device(0) == choose_device(None) == torch.device("cuda", 0)
+
+    def test_one_that_cannot_be_used_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def ones(*size: int, device: torch.device) -> Tensor:
+            raise RuntimeError("no driver\nC++ frames follow")
+
+        monkeypatch.setattr(torch, "ones", ones)
+        message = "^device_index=0: xpu:0 cannot be used: no driver; give device_index=-1 for the CPU$"
+        with pytest.raises(UserError, match=message):
+            choose_device(0)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_frames_come_and_go_without_streams(self, dtype: torch.dtype) -> None:
+        way = transfer(torch.device("xpu", 0), dtype)
+        assert isinstance(way, PlainTransfer)
+        way = PlainTransfer(CPU, dtype)
+        _, planes = memory(7, 16, dtype)
+        frame, wanted = way.read(planes), HostTransfer(dtype).read(planes)
+        assert torch.equal(frame.pixels, wanted.pixels)
+        backing, planes = memory(7, 16, dtype)
+        picture = torch.rand(3, 7, 16).to(dtype)
+
+        def write(channels: Sequence[Tensor]) -> None:
+            for target, channel in zip(channels, picture, strict=True):
+                target.copy_(channel[: target.shape[0], : target.shape[1]])
+
+        way.write(write, planes)
+        assert torch.equal(backing[:, :, : planes.width], picture[:, :, : planes.width])
+
+    def test_features_of_a_chunk_stay_on_them(self) -> None:
+        assert feature_budget(None, torch.device("xpu", 0)) is None
+        assert feature_budget(5, torch.device("mps", 0)) == 5_000_000
 
 
 def test_tiles_are_blended_without_uploading_weights_for_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,6 +200,7 @@ def test_another_order_on_the_same_job_is_refused_with_the_difference(
         ((*first, "--half"), "half was False, is True"),
         ((*first, "--start", "1"), "frames was [0, 10], is [1, 10]"),
         ((*first, "--arg", "tile=32,0"), "tile was [0, 0], is [32, 0]"),
+        ((*first, "--arg", "backend=onnx"), "arguments.backend was not given, is onnx; device was CPU, "),
         ((*command, "--model-path", other, "--segment", "5"), "arguments.model_path was "),
     ):
         assert run(monkeypatch, *changed) == 1

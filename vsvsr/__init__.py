@@ -30,6 +30,7 @@ def FastReal(
     state_cache: int | None = None,
     preview: bool | None = None,
     scene_change: int | None = None,
+    backend: Literal["torch", "onnx"] | None = None,
 ) -> "vs.VideoNode":
     """FastRealVSR: recurrent super-resolution of real-world video.
 
@@ -38,7 +39,8 @@ def FastReal(
         model: weights in the package, by name; fastreal-x4 or fastreal-compact-x4 or fastreal-compact-x2; default
             fastreal-x4.
         model_path: weights file of your own, instead of ``model``; an existing file.
-        device_index: CUDA device, -1 = CPU; default the first GPU if there is one, else the CPU.
+        device_index: CUDA device, -1 = CPU; without CUDA a GPU of another make that PyTorch has (not tried); default
+            the first CUDA device if there is one, else the CPU.
         tile: width and height of spatial tiles, for less memory; each tile is a clip of its own, so pixels differ from
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
@@ -53,6 +55,8 @@ def FastReal(
             property ``VSVSRApproximate``; default False.
         scene_change: restart at cuts: 1 = those that the filter finds and frames with the property
             ``_SceneChangePrev``, 2 = the latter only, 0 = none; 0 to 2; default 1.
+        backend: what runs the network: PyTorch, or ONNX Runtime (``vsvsr[onnx]``) on whatever it has a provider for;
+            they differ in the last bits; torch or onnx; default torch.
 
     Returns:
         The clip enlarged by the scale of the weights, in its own format. Frame n depends on the clip and the
@@ -90,7 +94,8 @@ def Skip(
         model: published weights, by name; installed by ``vsvsr weights install NAME``; BasicVSR_REDS4 or
             BasicVSR_Vimeo90K_BIx4 or BasicVSR_Vimeo90K_BDx4 or RealBasicVSR_x4; default BasicVSR_REDS4.
         model_path: weights file of your own, instead of ``model``; an existing file.
-        device_index: CUDA device, -1 = CPU; default the first GPU if there is one, else the CPU.
+        device_index: CUDA device, -1 = CPU; without CUDA a GPU of another make that PyTorch has (not tried); default
+            the first CUDA device if there is one, else the CPU.
         tile: width and height of spatial tiles, for less memory; each tile is a clip of its own, so pixels differ from
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
@@ -145,7 +150,8 @@ def MIA(
         model: the authors' weights, by name; brought once by ``vsvsr weights add FILE``; MIAVSR_REDS_x4 or
             MIAVSR_Vid4_x4; default MIAVSR_REDS_x4.
         model_path: weights file of your own, instead of ``model``; an existing file.
-        device_index: CUDA device, -1 = CPU; default the first GPU if there is one, else the CPU.
+        device_index: CUDA device, -1 = CPU; without CUDA a GPU of another make that PyTorch has (not tried); default
+            the first CUDA device if there is one, else the CPU.
         tile: width and height of spatial tiles, for less memory; each tile is a clip of its own, so pixels differ from
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
@@ -197,7 +203,8 @@ def Ultra(
         clip: RGBS or RGBH, from 16x16.
         model: the authors' weights, by name; brought once by ``vsvsr weights add FILE``; UltraVSR; default UltraVSR.
         model_path: weights file of your own, instead of ``model``; an existing file.
-        device_index: CUDA device, -1 = CPU; default the first GPU if there is one, else the CPU.
+        device_index: CUDA device, -1 = CPU; without CUDA a GPU of another make that PyTorch has (not tried); default
+            the first CUDA device if there is one, else the CPU.
         tile: width and height of spatial tiles, rounded down to multiples of 16; they blend into each other; width and
             height, each 0 (off) or at least 32 pixels of the source; default [192, 192].
         tile_pad: context around every tile, twice as much in the UNet; 0 or more pixels of the source; default 16.
@@ -248,6 +255,7 @@ def upscale(
     state_cache: int | None = None,
     preview: bool | None = None,
     scene_change: int | None = None,
+    backend: Literal["torch", "onnx"] | None = None,
 ) -> "vs.VideoNode": ...
 
 

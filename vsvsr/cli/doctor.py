@@ -114,6 +114,8 @@ def _torch() -> Iterator[Finding]:
 
 def _without_gpu(version: str, *, built_for_gpus: bool) -> Finding:
     """What it means that torch sees no GPU, by the cards that are here."""
+    from vsvsr.engine.device import untried_gpus
+
     here = cards.vendors()
     if "NVIDIA" in here and built_for_gpus:
         return Finding(
@@ -129,6 +131,9 @@ def _without_gpu(version: str, *, built_for_gpus: bool) -> Finding:
             "device",
             "CPU only; for an AMD card take PyTorch's ROCm build (pytorch.org/get-started); nobody has tried it here",
         )
+    kind, count = untried_gpus()
+    if count:
+        return Finding("device", f"CPU only, unless device_index=0 asks for torch's {kind}; nobody has tried it here")
     unused = sorted(here - {"NVIDIA"})
     others = f"; vsvsr does not use graphics by {' and '.join(unused)}" if unused else ""
     return Finding("device", f"CPU only{others}")
@@ -140,6 +145,19 @@ def _missing_for_kernels() -> str:
     header = Path(sysconfig.get_paths()["include"], "Python.h")
     missing = ["a C compiler"] * (not compiler) + [f"Python's headers ({header})"] * (not header.is_file())
     return f"; missing: {' and '.join(missing)}" if missing else ""
+
+
+def _onnx() -> Iterator[Finding]:
+    """Wanted by those only who choose that back end."""
+    if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnx") is None:
+        yield Finding("onnxruntime", 'not installed; only backend="onnx" needs it: pip install "vsvsr[onnx]"')
+        return
+    from vsvsr.engine.onnx import choose_provider
+
+    try:
+        yield Finding("onnxruntime", choose_provider(None).described.removeprefix("onnxruntime "))
+    except UserError as error:
+        yield Finding("onnxruntime", str(error))
 
 
 def _plugin() -> Iterator[Finding]:
@@ -259,4 +277,4 @@ def _one_line(error: Exception | str) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-CHECKS = (_versions, _torch, _plugin, _source_filter, _vspipe, _ffmpeg, _weights, _optional_packages)
+CHECKS = (_versions, _torch, _onnx, _plugin, _source_filter, _vspipe, _ffmpeg, _weights, _optional_packages)

@@ -31,25 +31,37 @@ class GPU:
 def gpus() -> Iterator[GPU]:
     """Every GPU, tried. The count alone comes from the driver and says nothing about this torch."""
     for index in range(torch.cuda.device_count()):
-        problem = _problem(index)
+        problem = _problem(torch.device("cuda", index))
         yield GPU(index, torch.cuda.get_device_name(index) if problem is None else "", problem)
 
 
+def untried_gpus() -> tuple[str, int]:
+    """Torch's type of the GPUs that it has in place of CUDA's, such as xpu or mps, and how many; nothing here has run
+    on them."""
+    device = torch.accelerator.current_accelerator()
+    if device is None or device.type == "cuda":
+        return "", 0
+    return device.type, torch.accelerator.device_count()
+
+
 def choose_device(index: int | None) -> torch.device:
-    """The device of ``device_index``: -1 the CPU, None the first GPU or else the CPU.
+    """The device of ``device_index``: -1 the CPU, None the first CUDA device or else the CPU.
 
     Raises:
         UserError: there is no such device, or torch cannot compute on it and it was asked for.
     """
-    count = torch.cuda.device_count()
-    allowed = f"-1 (CPU) to {count - 1}" if count else "-1 (CPU); this machine has no CUDA device"
-    check(index is None or -1 <= index < count, "device_index", index, allowed)
+    kind, count = "cuda", torch.cuda.device_count()
     wanted = (0 if count else -1) if index is None else index
+    if wanted >= 0 and not count:
+        kind, count = untried_gpus()
+    allowed = f"-1 (CPU) to {count - 1}" if count else "-1 (CPU); this machine has no CUDA device"
+    check(-1 <= wanted < count, "device_index", index, allowed)
     if wanted < 0:
         return torch.device("cpu")
-    problem = _problem(wanted)
+    device = torch.device(kind, wanted)
+    problem = _problem(device)
     if problem is None:
-        return torch.device("cuda", wanted)
+        return device
     if index is not None:
         raise UserError(f"device_index={index}: {problem}; give device_index=-1 for the CPU")
     _log.warning("the CPU is used: %s", problem)
@@ -61,21 +73,23 @@ def compute_type(video_format: str, device: torch.device) -> torch.dtype:
     return torch.float16 if video_format == "RGBH" and device.type != "cpu" else torch.float32
 
 
-def _problem(index: int) -> str | None:
+def _problem(device: torch.device) -> str | None:
     """What one operation on the GPU raises, in one line with the versions that must fit together."""
     try:
-        torch.ones(1, device=torch.device("cuda", index)).add_(1).item()
+        torch.ones(1, device=device).add_(1).item()
     except torch.OutOfMemoryError:
         return None  # it works, it is full: what follows says so
     except (RuntimeError, AssertionError) as error:  # by CUDA; by a torch without CUDA
         reason = shown(str(error).partition("\n")[0])
+        if device.type != "cuda":
+            return f"{device} cannot be used: {reason}"
         built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
-        return f"GPU {index} cannot be used: {reason} (its driver supports CUDA {_driver()}, {built})"
+        return f"GPU {device.index} cannot be used: {reason} (its driver supports CUDA {cuda_driver()}, {built})"
     return None
 
 
-def _driver() -> str:
-    """The newest CUDA that the driver supports."""
+def cuda_driver() -> str:
+    """The newest CUDA that the driver supports, or "unknown"."""
     version = ctypes.c_int(0)
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -10,8 +10,8 @@ import torch
 from vsvsr.engine.worker import worker_of
 from vsvsr.errors import UserError
 
-_SIGNS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
-"""In the messages of CUDA, Triton, cuDNN and cuBLAS when the device's memory is used up."""
+_SIGNS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "Failed to allocate memory")
+"""In the messages of CUDA, Triton, cuDNN, cuBLAS and ONNX Runtime when the device's memory is used up."""
 
 _log = logging.getLogger(__name__)
 _recording = threading.Lock()
@@ -39,8 +39,8 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def rehearse(device: torch.device, dry_run: Callable[[], object]) -> None:
-    """Call ``dry_run`` on the thread of ``device``, if that is no CPU.
+def rehearse(device: torch.device, dry_run: Callable[[], object], *, limited: bool = False) -> None:
+    """Call ``dry_run`` on the thread of ``device``, if that is no CPU or another runtime's memory is ``limited``.
 
     cuDNN does not say that it ran out of memory: it takes an algorithm that needs less, which rounds differently, and
     goes on taking it. Pixels would depend on the memory that happened to be free, so that counts as too little.
@@ -48,7 +48,7 @@ def rehearse(device: torch.device, dry_run: Callable[[], object]) -> None:
     Raises:
         torch.OutOfMemoryError: it needs more memory than is free.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" and not limited:
         return
 
     def run() -> None:
@@ -127,6 +127,8 @@ def feature_budget(megabytes: int | None, device: torch.device) -> int | None:
         return None
     if megabytes is not None:
         return megabytes * 1_000_000
+    if device.type in ("xpu", "mps"):  # torch tells no free memory of all of them
+        return None
     free, _ = torch.cuda.mem_get_info(device)
     return free // 3
 

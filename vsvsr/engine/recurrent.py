@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vsvsr.engine.graph import CudaCapture, Recorder, copied
 from vsvsr.engine.planes import Frame, Output, Planes
@@ -14,39 +14,48 @@ from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.transfer import transfer
 
 
-class Network(Protocol):
-    """What a unidirectional recurrent network offers; frames ``(1, 3, h, w)``, states ``(1, c, h, w)``."""
+class Hidden(Protocol):
+    """A hidden state: a tensor ``(1, c, h, w)``, or what stands for one in another runtime."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        ...
+
+
+class Network[H: Hidden](Protocol):
+    """What a unidirectional recurrent network offers; frames ``(1, 3, h, w)``."""
 
     @property
     def scale(self) -> int:
         """Output pixels per input pixel in each direction."""
         ...
 
-    def propagate(self, frame: Tensor, previous: Tensor | None, hidden: Tensor | None) -> Tensor:
+    def propagate(self, frame: Tensor, previous: Tensor | None, hidden: H | None) -> H:
         """The next hidden state; from None the recurrence starts cold."""
         ...
 
-    def render(self, hidden: Tensor, frame: Tensor, planes: Sequence[Tensor]) -> None:
+    def render(self, hidden: H, frame: Tensor, planes: Sequence[Tensor]) -> None:
         """Write the top left of the picture into three 2-D tensors."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkState:
+class NetworkState[H: Hidden]:
     """The recurrence after a frame.
 
     Attributes:
         frame: that frame, padded to what the network takes, ``(1, 3, h, w)``.
-        hidden: the hidden state of every tile, ``(1, c, tile h, tile w)`` each.
+        hidden: the hidden state of every tile.
         non_finite: see `Frame`.
     """
 
     frame: Tensor
-    hidden: tuple[Tensor, ...]
+    hidden: tuple[H, ...]
     non_finite: Tensor
 
 
-class RecurrentNetwork:
+class RecurrentNetwork[H: Hidden]:
     """Feeds a network from VapourSynth's planes and lets it write into them.
 
     With tiles, each tile carries a hidden state of its own through the clip: what happens beyond its context is unknown
@@ -59,23 +68,24 @@ class RecurrentNetwork:
         tiles: spatial tiles.
     """
 
-    def __init__(self, network: Network, device: torch.device, dtype: torch.dtype, tiles: TileGrid) -> None:
+    def __init__(self, network: Network[H], device: torch.device, dtype: torch.dtype, tiles: TileGrid) -> None:
         self._network = network
         self._device = device
         self._dtype = dtype
         self._tiles = tiles
         self._transfer = transfer(device, dtype)
-        self._cold: Callable[[Tensor], Tensor] = partial(network.propagate, previous=None, hidden=None)
-        self._next: Callable[[Tensor, Tensor, Tensor], Tensor] = network.propagate
-        self._render: Callable[[Tensor, Tensor, Sequence[Tensor]], None] = network.render
-        if device.type == "cuda":
+        # Of a frame; of a frame, the one before it and the state after that; of a state, its frame and planes.
+        self._cold: Callable[[Tensor], Any] = partial(network.propagate, previous=None, hidden=None)
+        self._next: Callable[[Tensor, Tensor, Any], Any] = network.propagate
+        self._render: Callable[[Any, Tensor, Sequence[Tensor]], None] = network.render
+        if device.type == "cuda" and isinstance(network, nn.Module):  # other runtimes cannot be recorded
             self._record(Recorder(CudaCapture(device)))
 
     def _record(self, recorder: Recorder) -> None:
         """Have each part of the work replayed. States stay immutable: they are copies."""
         network = self._network
 
-        def draw(result: Tensor | None, hidden: Tensor, frame: Tensor) -> Tensor:
+        def draw(result: Tensor | None, hidden: Any, frame: Tensor) -> Tensor:
             if result is None:
                 result = self._blank(frame)
             network.render(hidden, frame, result.unbind())
@@ -93,11 +103,11 @@ class RecurrentNetwork:
         self._next = lambda frame, previous, hidden: following(frame, previous, hidden).clone()
         self._render = render
 
-    def step(self, state: NetworkState | None, frame: Planes) -> NetworkState:
+    def step(self, state: NetworkState[H] | None, frame: Planes) -> NetworkState[H]:
         """See `RecurrentModel.step`."""
         return self._step(state, self._transfer.read(frame))
 
-    def render(self, state: NetworkState, output: Output) -> None:
+    def render(self, state: NetworkState[H], output: Output) -> None:
         """See `RecurrentModel.render`."""
         self._transfer.write(partial(self._write, state), output.planes)
         output.non_finite = bool(state.non_finite)
@@ -122,7 +132,7 @@ class RecurrentNetwork:
     def _padded(self, pixels: Tensor) -> Tensor:
         return self._tiles.pad(pixels).contiguous(memory_format=torch.channels_last)
 
-    def _step(self, state: NetworkState | None, frame: Frame) -> NetworkState:
+    def _step(self, state: NetworkState[H] | None, frame: Frame) -> NetworkState[H]:
         current = self._padded(frame.pixels)
         parts = self._tiles.cut(current)
         if state is None:
@@ -132,10 +142,10 @@ class RecurrentNetwork:
             hidden = tuple(self._next(*arguments) for arguments in before)
         return NetworkState(current, hidden, frame.non_finite)
 
-    def _write(self, state: NetworkState, planes: Sequence[Tensor]) -> None:
+    def _write(self, state: NetworkState[H], planes: Sequence[Tensor]) -> None:
         pairs = zip(state.hidden, self._tiles.cut(state.frame), strict=True)
         self._tiles.write([partial(self._render, hidden, frame) for hidden, frame in pairs], planes)
 
-    def size(self, state: NetworkState) -> int:
+    def size(self, state: NetworkState[H]) -> int:
         """See `RecurrentModel.size`."""
-        return sum(tensor.nbytes for tensor in (state.frame, *state.hidden))
+        return state.frame.nbytes + sum(hidden.nbytes for hidden in state.hidden)

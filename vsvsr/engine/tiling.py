@@ -78,6 +78,11 @@ class TileGrid:
         self._ramps: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
         self.scale = scale
 
+    @property
+    def sizes(self) -> set[tuple[int, int]]:
+        """Heights and widths of tiles that there are."""
+        return {(rows.size, columns.size) for rows, columns in self._tiles}
+
     def pad(self, frame: Tensor) -> Tensor:
         """The frame ``(1, 3, h, w)``, with sides large enough."""
         return F.pad(frame, self._padding, mode="replicate") if any(self._padding) else frame

@@ -43,6 +43,31 @@ class HostTransfer:
         write(planes.views())
 
 
+class PlainTransfer:
+    """For networks on a device of which nothing is known but that torch copies to it and from it.
+
+    Args:
+        device: that one.
+        dtype: what the network computes in.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device = device
+        self._dtype = dtype
+
+    def read(self, planes: Planes) -> Frame:
+        """See `Transfer.read`."""
+        return read(planes, self._device, self._dtype)
+
+    def write(self, write: Write, planes: Planes) -> None:
+        """See `Transfer.write`."""
+        size = (len(planes.places), planes.height, planes.width)
+        picture = torch.empty(size, dtype=planes.dtype, device=self._device)
+        write(picture.unbind())
+        for plane, channel in zip(planes.views(), picture, strict=True):
+            plane.copy_(channel)
+
+
 class Event(Protocol):
     """A point in a stream's work."""
 
@@ -202,4 +227,6 @@ class StagedTransfer:
 
 def transfer(device: torch.device, dtype: torch.dtype) -> Transfer:
     """The way to ``device`` for a network that computes in ``dtype``."""
-    return HostTransfer(dtype) if device.type == "cpu" else StagedTransfer(CudaStreams(device), dtype)
+    if device.type == "cpu":
+        return HostTransfer(dtype)
+    return StagedTransfer(CudaStreams(device), dtype) if device.type == "cuda" else PlainTransfer(device, dtype)

@@ -23,7 +23,11 @@ class SharedSettings:
     ] = ""
     model_path: Annotated[str, Argument("weights file of your own, instead of `model`", path="file")] = ""
     device_index: Annotated[
-        int | None, Argument("CUDA device, -1 = CPU", otherwise="the first GPU if there is one, else the CPU")
+        int | None,
+        Argument(
+            "CUDA device, -1 = CPU; without CUDA a GPU of another make that PyTorch has (not tried)",
+            otherwise="the first CUDA device if there is one, else the CPU",
+        ),
     ] = None
     tile: Annotated[
         tuple[int, ...],

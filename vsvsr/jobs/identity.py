@@ -115,7 +115,8 @@ def _content(path: Path) -> Iterator[bytes]:
 def describe_device(order: Order) -> str:
     """What an order is computed on.
 
-    Pixels depend on the kind of device, and on a CPU on the number of threads, since sums are divided among them.
+    Pixels depend on the kind of device, on what runs the network, and on a CPU on the number of threads, since sums are
+    divided among them.
     """
     # Only now: the command line shows help, and what is wrong with torch, without it.
     import vsvsr.engine.threads  # noqa: F401  before torch: it decides how torch's threads wait
@@ -127,8 +128,14 @@ def describe_device(order: Order) -> str:
     from vsvsr.engine.device import choose_device
 
     settings = FILTERS[order.filter_name].settings.parse(order.arguments)
+    if getattr(settings, "backend", "torch") == "onnx":
+        from vsvsr.engine.onnx import choose_provider
+
+        return choose_provider(settings.device_index).described
     device = choose_device(settings.device_index)
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _digest(pieces: Iterable[bytes]) -> str:

@@ -22,7 +22,7 @@ def filter_depthwise(x: Tensor, kernels: Tensor) -> list[Tensor]:
     Returns:
         ``1 + filters`` tensors of the shape of ``x``.
     """
-    channels, radius = x.shape[1], kernels.shape[-1] // 2
+    channels, radius = int(x.shape[1]), kernels.shape[-1] // 2
     padded = F.pad(x, (radius,) * 4, mode="replicate")
     if x.dtype == torch.float16:
         padded = padded.float()

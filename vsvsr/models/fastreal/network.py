@@ -106,13 +106,13 @@ class FastRealVSR(nn.Module):
 
     def fuse(self, features: Tensor, hidden: Tensor | None, flow: Tensor | None) -> Tensor:
         """The part of a step that needs the state: warp, attention and RB2 on features of the current frame."""
-        if hidden is None or flow is None:
-            state = torch.zeros_like(features)
-        else:
-            state = flow_warp(hidden, flow)
-            if self.hsa is not None:
-                state = self.hsa(state, features)
+        state = torch.zeros_like(features) if hidden is None or flow is None else self.carry(features, hidden, flow)
         return self.rb2(torch.cat((state, features), dim=1))  # type: ignore[no-any-return]
+
+    def carry(self, features: Tensor, hidden: Tensor, flow: Tensor) -> Tensor:
+        """The state, warped and filtered under the guidance of the current frame's features."""
+        state = flow_warp(hidden, flow)
+        return state if self.hsa is None else self.hsa(state, features)
 
     def reconstruct(self, hidden: Tensor, frame: Tensor) -> Tensor:
         """State and frame to the picture ``(n, 3, scale * h, scale * w)``."""
