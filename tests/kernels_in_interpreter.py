@@ -6,6 +6,7 @@ Inputs lie in buffers of NaN and results in buffers of a known number, so that a
 import importlib
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Literal
 
 import pytest
@@ -22,14 +23,18 @@ from vsvsr.models.mia.block import MaskedBlock
 from vsvsr.models.mia.gates import MaskSite
 from vsvsr.models.skipvsr import SkipVSR
 from vsvsr.models.skipvsr.gate import Tally
-from vsvsr.ops import flow_warp, hidden_state_attention
+from vsvsr.ops import convolve, flow_warp, grey_pyramid, hidden_state_attention
 from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual
+from vsvsr.ops.convolution import fused_finish
+from vsvsr.ops.flow_correction import flow_correction_reference, fused_flow_correction
 from vsvsr.ops.flow_warp import flow_warp_reference, fused_flow_warp
+from vsvsr.ops.grey_pyramid import grey_pyramid_reference
 from vsvsr.ops.hidden_state_attention import (
     fused_hidden_state_attention,
     hidden_state_attention_reference,
     member_filters,
 )
+from vsvsr.ops.lucas_kanade import fused_lucas_kanade, lucas_kanade_reference
 from vsvsr.ops.masked_window_attention import (
     fused_masked_window_attention,
     kept_positions,
@@ -280,6 +285,138 @@ class TestFlowWarp:
         torch.testing.assert_close(fused_flow_warp(x, flow, padding == "border"), expected, atol=2e-5, rtol=2e-5)
 
 
+@pytest.fixture
+def allocations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """Like ``results``, for kernels that allocate by shape; results stay contiguous."""
+    allocated: list[tuple[Tensor, Tensor]] = []
+    empty = torch.empty
+
+    def framed_empty(shape: int | tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        size = (shape,) if isinstance(shape, int) else shape
+        allocated.append(framed(torch.full(size, CANARY, dtype=dtype), CANARY, dims=1))
+        return allocated[-1][0]
+
+    for name in ("grey_pyramid", "lucas_kanade", "flow_correction"):
+        kernel = importlib.import_module(f"vsvsr.triton_kernels.{name}")
+        monkeypatch.setattr(kernel, "torch", SimpleNamespace(empty=framed_empty, float32=torch.float32))
+    assert torch.empty is empty
+    return allocated
+
+
+def walled(x: Tensor) -> Tensor:
+    """``x``, contiguous, between NaNs."""
+    return framed(x, dims=1)[0]
+
+
+def moving_pictures(n: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Smooth grey pictures ``(n, 1, height, width)``, and the same a pixel to the left with noise."""
+    coarse = torch.rand(n, 1, height // 4 + 2, width // 4 + 2)
+    picture = F.interpolate(coarse, (height, width), mode="bicubic")
+    return picture, picture.roll(1, -1) + 0.02 * torch.rand_like(picture)
+
+
+class TestLightFlow:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planar", "channels last"])
+    @pytest.mark.parametrize(("size", "levels"), [((37, 51), 5), ((6, 9), 3), ((8, 16), 1)])
+    def test_the_pyramids_are_those_of_the_plain_form(
+        self,
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+        size: tuple[int, int],
+        levels: int,
+        allocations: list[tuple[Tensor, Tensor]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        torch.manual_seed(0)
+        frames = torch.rand(2, 2, 3, *size).to(dtype)
+        expected = grey_pyramid_reference(*frames, levels)
+        if layout == torch.contiguous_format:
+            reference, support = (framed(frame)[0] for frame in frames)
+        else:
+            reference, support = (frame.contiguous(memory_format=layout) for frame in frames)
+        monkeypatch.setattr(sys.modules["vsvsr.ops.grey_pyramid"], "runs_kernels", lambda *tensors: True)
+        result = grey_pyramid(reference, support, levels)
+        for level, wanted in zip(result, expected, strict=True):
+            for picture, plain in zip(level, wanted, strict=True):
+                torch.testing.assert_close(picture, plain, atol=1e-6, rtol=1e-6)
+        assert len(allocations) == 1
+        assert_untouched_outside(*allocations[0])
+
+    @pytest.mark.parametrize("size", [(9, 35), (30, 22), (1, 1), (50, 3)])
+    @pytest.mark.parametrize("start", ["no motion", "motion", "half the size"])
+    def test_a_step_gives_the_plain_forms_flow(
+        self, size: tuple[int, int], start: str, allocations: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        torch.manual_seed(0)
+        if start == "half the size":
+            size = (size[0] + size[0] % 2, size[1] + size[1] % 2)
+        reference, support = moving_pictures(2, *size)
+        flow = None if start == "no motion" else torch.randn(2, 2, *size) * 2
+        if flow is not None and start == "half the size":
+            flow = flow[..., : size[0] // 2, : size[1] // 2].contiguous()
+        if flow is not None:
+            flow[0, :, 0, 0] = 1e9
+        expected = lucas_kanade_reference(reference, support, flow)
+        result = fused_lucas_kanade(walled(reference), walled(support), None if flow is None else walled(flow))
+        torch.testing.assert_close(result, expected, atol=2e-5, rtol=2e-5)
+        assert len(allocations) == 1
+        assert_untouched_outside(*allocations[0])
+
+    @pytest.mark.parametrize("size", [(9, 35), (1, 1)])
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planar", "channels last"])
+    def test_a_correction_gives_the_plain_forms_flow_in_three_launches(
+        self, size: tuple[int, int], layout: torch.memory_format, allocations: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        torch.manual_seed(0)
+        layers = FastRealVSR(COMPACT).flow_estimator.correction
+        for parameter in layers.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        layers.to(memory_format=layout)
+        convolutions = [layers[i] for i in (0, 2, 4)]
+        reference, support = moving_pictures(2, *size)
+        flow = torch.randn(2, 2, *size) * 2
+        expected = flow_correction_reference(reference, support, flow, layers)
+        given = (walled(x) for x in (reference, support, flow))
+        result = fused_flow_correction(*given, [c.weight for c in convolutions], [c.bias for c in convolutions])
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
+        assert len(allocations) == 3
+        for allocation in allocations:
+            assert_untouched_outside(*allocation)
+
+
+class TestFinishConvolution:
+    @pytest.mark.parametrize("slope", [1.0, 0.0, 0.1, "slopes"])
+    @pytest.mark.parametrize("adds", [False, True])
+    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float16, 2e-3)])
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["planar", "channels last"])
+    def test_the_kernel_gives_the_plain_forms_result(
+        self, slope: float | str, adds: bool, dtype: torch.dtype, tolerance: float, layout: torch.memory_format
+    ) -> None:
+        torch.manual_seed(0)
+        maps, residual = torch.randn(2, 2, 5, 9, 35).to(dtype)
+        bias, slopes = torch.randn(2, 5).to(dtype)
+        maps[0, 0, 0, 0] = float("-inf")
+        slopes = slopes if slope == "slopes" else None
+        conv = torch.nn.Conv2d(5, 5, 1)
+        conv.weight.data, conv.bias.data = torch.eye(5)[..., None, None], bias.float()
+        factor = slope if isinstance(slope, float) else slopes.float()
+        # Minus infinity times the zeros of the matrix is no number.
+        finite = maps.float().clamp(min=-1e30)
+        expected = convolve(finite, conv, slope=factor, residual=residual.float() if adds else None)
+        # Whatever the layout of the maps, the residual has the other's.
+        given, buffer = framed(maps.contiguous(memory_format=layout).as_strided((maps.numel(),), (1,)), CANARY, dims=1)
+        given = given.as_strided(maps.shape, maps.contiguous(memory_format=layout).stride(), MARGIN)
+        fused_finish(given, bias, slope if slopes is None else 1.0, slopes, residual if adds else None)
+        within = maps.isfinite()
+        torch.testing.assert_close(given.float()[within], expected[within], atol=tolerance, rtol=tolerance)
+        lowest = 0.0 if slope == 0.0 else float("-inf")
+        if slopes is None or float(slopes[0]) > 0:
+            assert float(given[0, 0, 0, 0]) == lowest + (float(residual[0, 0, 0, 0]) if adds else 0.0)
+        assert bool((buffer[:MARGIN] == CANARY).all())
+        assert bool((buffer[-MARGIN:] == CANARY).all())
+
+
 def hidden_state_attention_arguments() -> tuple[Tensor, ...]:
     query, key = torch.randn(2, 1, 4, 5, 6)
     return query, key, torch.randn(1, 3, 5, 6), member_filters(*pool(3))
@@ -298,6 +435,23 @@ def block_residual_arguments() -> tuple[Tensor | int, ...]:
     return pixels, held, *weights, torch.tensor([0, 3]), 5, 6, 4
 
 
+def grey_pyramid_arguments() -> tuple[Tensor | int, ...]:
+    return *torch.rand(2, 1, 3, 9, 11), 3
+
+
+def lucas_kanade_arguments() -> tuple[Tensor | None, ...]:
+    return *torch.rand(2, 1, 1, 8, 12), torch.rand(1, 2, 4, 6)
+
+
+def flow_correction_arguments() -> tuple[Tensor | list[Tensor], ...]:
+    weights = [torch.randn(16, 5, 3, 3), torch.randn(16, 16, 3, 3), torch.randn(2, 16, 3, 3)]
+    return *torch.rand(2, 1, 1, 8, 12), torch.rand(1, 2, 8, 12), weights, [torch.randn(len(x)) for x in weights]
+
+
+def finish_convolution_arguments() -> tuple[Tensor | float | None, ...]:
+    return torch.randn(1, 3, 5, 6), torch.randn(3), 0.1, None, torch.randn(1, 3, 5, 6)
+
+
 def flow_warp_arguments() -> tuple[Tensor | bool, ...]:
     return torch.randn(1, 3, 5, 6).contiguous(memory_format=torch.channels_last), torch.randn(1, 2, 5, 6), True
 
@@ -312,6 +466,10 @@ class TestOperators:
             ("masked_window_attention", masked_window_attention_arguments),
             ("block_residual", block_residual_arguments),
             ("flow_warp", flow_warp_arguments),
+            ("grey_pyramid", grey_pyramid_arguments),
+            ("lucas_kanade", lucas_kanade_arguments),
+            ("flow_correction", flow_correction_arguments),
+            ("finish_convolution", finish_convolution_arguments),
         ],
     )
     def test_schema_fake_form_and_dispatch_are_right(self, name: str, arguments: Callable[[], tuple[object]]) -> None:
@@ -382,7 +540,10 @@ class TestNetworks:
             if name.endswith(("q.weight", "k.weight")):
                 torch.nn.init.normal_(parameter, std=0.2)
         clip = torch.rand(1, 3, 3, 16, 19)
-        compare(lambda: network(clip), "hidden_state_attention", "flow_warp")
+        for parameter in network.flow_estimator.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        light_flow = ("grey_pyramid", "lucas_kanade", "flow_correction")
+        compare(lambda: network(clip), "hidden_state_attention", "flow_warp", "convolution", *light_flow)
 
     def test_small_mia_gives_the_same_picture(self, compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
         # One program a window, because the interpreter's time grows with the number of programs.

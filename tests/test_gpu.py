@@ -20,7 +20,9 @@ from vsvsr.engine.graph import CudaCapture, Recorder, copied
 from vsvsr.engine.transfer import HostTransfer, transfer
 from vsvsr.engine.worker import worker_of
 from vsvsr.filters.registry import FILTERS
+from vsvsr.models.common import PlainConvolutions, ResidualBlocksWithInputConv
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
+from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.ops.flow_warp import flow_warp, flow_warp_reference, fused_flow_warp
 from vsvsr.ops.unpack_planes import fused_unpack_planes, unpack_planes_reference
 
@@ -48,6 +50,29 @@ def test_flow_warp_gives_the_plain_forms_result(
     assert result.stride() == x.stride()
     tolerance = 1e-4 if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(result.float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_light_flow_is_that_of_the_plain_forms(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = LightFlow().requires_grad_(False)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    frame = F.interpolate(torch.rand(1, 3, 40, 60), (273, 475), mode="bicubic").clamp(0, 1).to(dtype)
+    expected = network(frame, frame.roll(2, -1))
+    result = network.cuda()(frame.cuda(), frame.roll(2, -1).cuda())
+    torch.testing.assert_close(result.cpu(), expected, atol=1e-2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("trunk", [PlainConvolutions, ResidualBlocksWithInputConv])
+def test_trunks_are_those_of_the_plain_forms(dtype: torch.dtype, trunk: type[torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = trunk(3, 32, 4).requires_grad_(False).to(memory_format=torch.channels_last)
+    frame = torch.rand(1, 3, 61, 123).contiguous(memory_format=torch.channels_last)
+    expected = network(frame)
+    result = network.cuda().to(dtype)(frame.cuda().to(dtype))
+    torch.testing.assert_close(result.float().cpu(), expected, atol=TF32, rtol=TF32)
 
 
 @pytest.mark.parametrize("planes", TYPES)

@@ -21,6 +21,7 @@ from vsvsr.engine.tiling import TileGrid
 from vsvsr.models.common import Write
 from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
+from vsvsr.models.fastreal.config import PLAIN
 from vsvsr.models.mia import MIAVSR
 from vsvsr.models.skipvsr import SkipVSR
 from vsvsr.ops import pin_convolutions
@@ -48,7 +49,7 @@ class Quarter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
-        if "conv" in name:
+        if name.startswith("aten::") and "conv" in name:
             # Behind the bias: benchmark, deterministic, cuDNN, TF32.
             self.convolutions.add((name, *args[9:]))
         if name.startswith("vsvsr::"):
@@ -88,10 +89,14 @@ def mia(network: MIAVSR, frames: list[Tensor]) -> Iterator[Write]:
         yield lambda planes, frame=frame, features=features: network.render(features, frame, planes)
 
 
+TRUNK = {"flow_warp", "finish_convolution"}
+LIGHT_FLOW = {"grey_pyramid", "lucas_kanade", "flow_correction"}
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Run, set[str]]] = {
-    "FastReal compact": (lambda: FastRealVSR(COMPACT), fastreal, {"hidden_state_attention", "flow_warp"}),
-    "FastReal full size": (lambda: FastRealVSR(FastRealConfig()), fastreal, {"flow_warp"}),
-    "BasicVSR": (SkipVSR, skip, {"flow_warp"}),
+    "FastReal compact": (lambda: FastRealVSR(COMPACT), fastreal, {*LIGHT_FLOW, "hidden_state_attention", *TRUNK}),
+    "FastReal plain": (lambda: FastRealVSR(PLAIN), fastreal, {*LIGHT_FLOW, "hidden_state_attention", *TRUNK}),
+    "FastReal full size": (lambda: FastRealVSR(FastRealConfig()), fastreal, TRUNK),
+    "BasicVSR": (SkipVSR, skip, TRUNK),
     "Skip": (lambda: SkipVSR(threshold=0.5), skip, {"block_residual", "flow_warp"}),
     "Skip in patches": (lambda: SkipVSR(threshold=0.5, mode="patch"), skip, {"block_residual", "flow_warp"}),
     "MIA without masks": (
@@ -124,6 +129,49 @@ def test_a_network_stays_on_its_gpu_and_takes_the_kernels(
     assert asked.kernels == kernels
     # Nothing is left to the process's settings of cuDNN.
     assert asked.convolutions == {("aten::_convolution", False, True, True, True)}
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a step launches: everything but views and allocations; a bias that goes into a convolution is one."""
+
+    FREE = ("prim::", "aten::empty", "aten::new_empty", "aten::_unsafe_view")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        if not func.is_view and not name.startswith(self.FREE):
+            self.count += 3 if name == "vsvsr::flow_correction" else 1
+            self.count += name == "aten::_convolution" and args[2] is not None
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("config", "flow", "step"), [(COMPACT, 25, 58), (PLAIN, 25, 68)], ids=["compact", "plain trunk"]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_step_with_light_flow_is_few_launches(
+    config: FastRealConfig, flow: int, step: int, dtype: torch.dtype, gpu_of: GPUOf
+) -> None:
+    gpu_of((8, 0))
+    network = FastRealVSR(config).eval().requires_grad_(False)
+    pin_convolutions(network)
+    if dtype == torch.float16:
+        network.half()
+    with FakeTensorMode(), torch.inference_mode():
+        pretend(network)
+        frame, previous = (
+            torch.empty(1, 3, 540, 960, dtype=dtype, device="cuda").contiguous(memory_format=torch.channels_last)
+            for _ in range(2)
+        )
+        hidden = torch.empty(1, config.channels, 540, 960, dtype=dtype, device="cuda")
+        with Launches() as of_flow:
+            network.flow(frame, previous)
+        with Launches() as of_step:
+            network.propagate(frame, previous, hidden.contiguous(memory_format=torch.channels_last))
+    assert (of_flow.count, of_step.count) == (flow, step)
 
 
 @pytest.mark.parametrize("name", CASES)

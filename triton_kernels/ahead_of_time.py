@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import block_skip, flow_warp, hidden_state_attention, masked_window_attention
+from . import (
+    block_skip,
+    finish_convolution,
+    flow_correction,
+    flow_warp,
+    grey_pyramid,
+    hidden_state_attention,
+    lucas_kanade,
+    masked_window_attention,
+)
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
 """Largest shared memory of a block in bytes, by compute capability."""
@@ -167,11 +177,63 @@ def flow_warp_launch(dtype: str, *, channels: int = 64, border: bool = False, ch
     )
 
 
+def grey_pyramid_launch(dtype: str, *, channels_last: bool = True) -> Launch:
+    """Of frames in ``dtype``, five levels."""
+    frames = ("reference", "support")
+    return Launch(
+        kernel=grey_pyramid.grey_pyramid_kernel,
+        pointers=dict.fromkeys(frames, dtype) | {"result": "fp32"},
+        constants={f"{name}_{'c' if channels_last else 'x'}": 1 for name in frames}
+        | {"LEVELS": 5, "SIDE": grey_pyramid.SIDE},
+        options={"num_warps": grey_pyramid.WARPS},
+    )
+
+
+def lucas_kanade_launch(dtype: str = "fp32", *, start: int = 2) -> Launch:
+    """From a flow of the same size, or of half of it; always in fp32."""
+    module = lucas_kanade
+    return Launch(
+        kernel=module.lucas_kanade_kernel,
+        pointers=dict.fromkeys(("reference", "support", "flow", "result"), "fp32"),
+        constants={"START": start, "NOISE": 3e-4, "LIMIT": 1.5, "ROWS": module.ROWS, "COLUMNS": module.COLUMNS},
+        options={"num_warps": module.WARPS},
+    )
+
+
+def flow_correction_launch(dtype: str = "fp32", *, layer: int) -> Launch:
+    """One of the three convolutions; always in fp32."""
+    module = flow_correction
+    maps = ("reference", "support", "flow", "source", "weight", "bias", "result")
+    return Launch(
+        kernel=module.flow_correction_kernel,
+        pointers=dict.fromkeys(maps, "fp32"),
+        constants={"weight_i": 1, "LAYER": layer, "CHANNELS": 16, "SLOPE": 0.1, "PIXELS": module.PIXELS},
+        options={"num_warps": module.WARPS, "num_stages": module.STAGES},
+    )
+
+
+def finish_convolution_launch(dtype: str, *, activation: int = 3) -> Launch:
+    """With a residual, channels last."""
+    return Launch(
+        kernel=finish_convolution.finish_convolution_kernel,
+        pointers=dict.fromkeys(("maps", "bias", "slopes", "residual"), dtype),
+        constants={"run": 1, "ACTIVATION": activation, "ADDS": True, "SIZE": finish_convolution.SIZE},
+        floats=("slope",),
+        options={"num_warps": finish_convolution.WARPS},
+    )
+
+
 LAUNCHES = {
     "hidden_state_attention": hidden_state_attention_launch,
     "masked_window_attention": masked_window_attention_launch,
     "block_skip, first convolution": block_skip_launch,
     "block_skip, second convolution": lambda dtype: block_skip_launch(dtype, first=False),
     "flow_warp": flow_warp_launch,
+    "grey_pyramid": grey_pyramid_launch,
+    "lucas_kanade": lucas_kanade_launch,
+    "flow_correction, first convolution": partial(flow_correction_launch, layer=0),
+    "flow_correction, second convolution": partial(flow_correction_launch, layer=1),
+    "flow_correction, third convolution": partial(flow_correction_launch, layer=2),
+    "finish_convolution": finish_convolution_launch,
 }
 """Every kernel by name, at the size of the published networks: a function of the type of the maps."""

@@ -72,7 +72,9 @@ def _(query: Tensor, key: Tensor, value: Tensor, filters: Tensor) -> Tensor:
     return torch.empty_like(value)
 
 
-def hidden_state_attention(query: Tensor, key: Tensor, value: Tensor, kernels: Tensor, mix: Tensor) -> Tensor:
+def hidden_state_attention(
+    query: Tensor, key: Tensor, value: Tensor, kernels: Tensor, mix: Tensor, filters: Tensor | None = None
+) -> Tensor:
     """``sum_i a_i V^i`` over the members of the pool, filters applied after the key and value convolutions.
 
     Filters and convolutions commute in the interior (paper's order filters the state first), and because every member's
@@ -85,12 +87,14 @@ def hidden_state_attention(query: Tensor, key: Tensor, value: Tensor, kernels: T
         kernels: blur kernels ``(filters, k, k)`` that sum to 1.
         mix: ``(members, 1 + filters)``, rows that sum to 1: what each member takes of the unfiltered map and of each
             filtered copy. A mean is ``(0, 1)``, its unsharp mask ``2h - h * k`` is ``(2, -1)``.
+        filters: what ``member_filters`` makes of both, where it is at hand.
 
     Returns:
         ``(n, c, h, w)`` in the type of ``value``.
     """
     if runs_kernels(query, key, value):
-        fused: Tensor = fused_hidden_state_attention(query, key, value, member_filters(kernels, mix))
+        filters = member_filters(kernels, mix) if filters is None else filters
+        fused: Tensor = fused_hidden_state_attention(query, key, value, filters)
         return fused
     return hidden_state_attention_reference(query, key, value, kernels, mix)
 

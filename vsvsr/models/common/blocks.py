@@ -2,8 +2,9 @@
 
 import itertools
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vsvsr.ops import convolve
 
 
 class ResidualBlock(nn.Module):
@@ -22,8 +23,7 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # created with a bias above
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place on the convolutions' own outputs, which no gradient needs.
-        return self.conv2(F.relu_(self.conv1(x))).add_(x)  # type: ignore[no-any-return]
+        return convolve(convolve(x, self.conv1, slope=0.0), self.conv2, residual=x)
 
 
 class ResidualBlocksWithInputConv(nn.Module):
@@ -41,7 +41,9 @@ class ResidualBlocksWithInputConv(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.main(x)  # type: ignore[no-any-return]
+        head, _, blocks = self.main
+        assert isinstance(head, nn.Conv2d)
+        return blocks(convolve(x, head, slope=0.1))  # type: ignore[no-any-return]
 
 
 class PlainConvolutions(nn.Sequential):
@@ -55,3 +57,11 @@ class PlainConvolutions(nn.Sequential):
         inputs = itertools.chain((in_channels,), itertools.repeat(out_channels, convolutions - 1))
         layers = ((nn.Conv2d(n, out_channels, 3, padding=1), nn.PReLU(out_channels)) for n in inputs)
         super().__init__(*(layer for pair in layers for layer in pair))
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  as in torch
+        layers = list(self)
+        for conv, activation in zip(layers[::2], layers[1::2], strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(activation, nn.PReLU)
+            input = convolve(input, conv, slope=activation.weight)  # noqa: A001
+        return input

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr.models.fastreal.config import FastRealConfig
-from vsvsr.ops import hidden_state_attention
-from vsvsr.ops.hidden_state_attention import attention_weights, filter_depthwise
+from vsvsr.ops import convolve, hidden_state_attention
+from vsvsr.ops.hidden_state_attention import attention_weights, filter_depthwise, member_filters
 
 _SIZE = 5
 
@@ -38,17 +38,26 @@ class HiddenStatePool(nn.Module):
 
     kernels: Tensor
     mix: Tensor
+    filters: Tensor
 
     def __init__(self, members: tuple[str, ...]) -> None:
         super().__init__()
         kernels, mix = _pool_filters(members)
         self.register_buffer("kernels", kernels)
         self.register_buffer("mix", mix, persistent=False)
+        self.register_buffer("filters", member_filters(kernels, mix), persistent=False)
+        self.register_load_state_dict_post_hook(_combine)  # type: ignore[no-untyped-call]
 
     def members(self, hidden: Tensor) -> list[Tensor]:
         """Every member of the pool for a state ``(n, c, h, w)``."""
         copies = torch.stack(filter_depthwise(hidden, self.kernels))
         return list(torch.einsum("ij,jnchw->inchw", self.mix.to(hidden.dtype), copies))
+
+
+def _combine(pool: nn.Module, missing: object) -> None:
+    """Kernels were loaded: their mix is made once, not in every step."""
+    assert isinstance(pool, HiddenStatePool)
+    pool.filters = member_filters(pool.kernels, pool.mix)
 
 
 class SelectiveCrossAttention(HiddenStatePool):
@@ -75,8 +84,9 @@ class SelectiveCrossAttention(HiddenStatePool):
     def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
         """Warped state and features of the current frame, both ``(n, c, h, w)``: the state to fuse, the same shape."""
         if self.fast:
-            mix = self._selected_mix()
-            return hidden_state_attention(self.q(features), self.k(hidden), self.v(hidden), self.kernels, mix)
+            query, key, value = convolve(features, self.q), convolve(hidden, self.k), convolve(hidden, self.v)
+            mix, filters = self._selected(self.mix), self._selected(self.filters)
+            return hidden_state_attention(query, key, value, self.kernels, mix, filters)
         members = self._selected_members(hidden)
         weights = self._reference_weights(members, features).to(hidden.dtype)
         values = torch.stack([self.v(member) for member in members], dim=1)
@@ -96,8 +106,8 @@ class SelectiveCrossAttention(HiddenStatePool):
         members = self.members(hidden)
         return members if self.probe is None else [members[self.probe]] * len(members)
 
-    def _selected_mix(self) -> Tensor:
-        return self.mix if self.probe is None else self.mix[self.probe].expand_as(self.mix)
+    def _selected(self, members: Tensor) -> Tensor:
+        return members if self.probe is None else members[self.probe].expand_as(members)
 
 
 class PoolConvolution(HiddenStatePool):

@@ -77,16 +77,18 @@ class FastRealVSR(nn.Module):
         which would not sum to 1 any more and fade the state from frame to frame.
         """
         pool = self.hsa
-        kept = (pool.kernels, pool.mix) if isinstance(pool, HiddenStatePool) else None
+        kept = (pool.kernels, pool.mix, pool.filters) if isinstance(pool, HiddenStatePool) else None
         super().half()
         self.flow_estimator.float()
         if isinstance(pool, HiddenStatePool) and kept is not None:
-            pool.kernels, pool.mix = kept
+            pool.kernels, pool.mix, pool.filters = kept
         return self
 
     def flow(self, frame: Tensor, previous: Tensor) -> Tensor:
         """Where each pixel of ``frame`` lies in ``previous``: ``(n, 2, h, w)`` fp32, in pixels."""
-        return self.flow_estimator(frame.float(), previous.float())  # type: ignore[no-any-return]
+        if self.config.flow == "spynet":
+            frame, previous = frame.float(), previous.float()
+        return self.flow_estimator(frame, previous)  # type: ignore[no-any-return]
 
     def propagate(self, frame: Tensor, previous: Tensor | None, hidden: Tensor | None) -> Tensor:
         """The next hidden state.
