@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ from vsvsr.engine.memory import feature_budget, fit_tiles, is_out_of_memory, reh
 from vsvsr.engine.planes import Output, Planes, read
 from vsvsr.engine.recurrent import RecurrentNetwork
 from vsvsr.engine.tiling import TileGrid
-from vsvsr.engine.transfer import HostTransfer, PlainTransfer, StagedTransfer, transfer
+from vsvsr.engine.transfer import PLACES, HostTransfer, PlainTransfer, StagedTransfer, transfer
 from vsvsr.engine.worker import worker_of
 from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
@@ -53,62 +54,100 @@ CPU = torch.device("cpu")
 class Moment:
     """An event in a simulated stream."""
 
-    streams: "PretendedStreams"
-    stream: str
-    copies: int
+    stream: "PretendedCopies | None"
+    copies: int = 0
 
     def synchronize(self) -> None:
-        self.streams.synchronized.append(self)
-        self.streams.run_copies(self.copies)
+        assert self.stream is not None
+        self.stream.streams.synchronized.append(self)
+        self.stream.run(self.copies)
 
 
 @dataclass
-class PretendedStreams:
-    """Copies happen as late as allowed, when something waits for them; computing happens at once.
+class PretendedCopies:
+    """Copies happen as late as allowed, when something waits for them.
 
     A copy that depends on computing must have waited for it.
     """
 
-    queued: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    streams: "PretendedStreams"
+    started: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     done: int = 0
-    computed_last: Moment | None = None
     waited_for: list[Moment] = field(default_factory=list)
-    synchronized: list[Moment] = field(default_factory=list)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        assert self.streams.loose or self.streams.computed_last in [None, *self.waited_for]
+        self.started.append((target, source))
+
+    def queued(self) -> Moment:
+        return Moment(self, len(self.started))
+
+    def wait(self, event: Moment) -> None:
+        self.waited_for.append(event)
+
+    def run(self, count: int) -> None:
+        with self.lock, torch.inference_mode():
+            for place in range(self.done, count):
+                target, source = self.started[place]
+                target.copy_(source)
+                self.started[place] = source.new_empty(0), source.new_empty(0)
+                self.done = place + 1
+
+
+class PretendedStreams:
+    """Two streams of copies; computing happens at once.
+
+    Args:
+        loose: checks nothing but the pictures.
+    """
+
+    def __init__(self, *, loose: bool = False) -> None:
+        self.loose = loose
+        self.uploads, self.downloads = PretendedCopies(self), PretendedCopies(self)
+        self.computed_last: Moment | None = None
+        self.synchronized: list[Moment] = []
 
     def host(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.full(tuple(shape), float("nan"), dtype=dtype)
+        return torch.full(tuple(shape), float("nan")).to(dtype)
 
     device = host
 
-    def copy(self, target: Tensor, source: Tensor) -> None:
-        assert self.computed_last is None or self.computed_last in self.waited_for
-        self.queued.append((target, source))
-
-    def copied(self) -> Moment:
-        return Moment(self, "copies", len(self.queued))
-
     def computed(self) -> Moment:
-        self.computed_last = Moment(self, "compute", 0)
+        self.computed_last = Moment(None)
         return self.computed_last
 
-    def copies_wait(self, event: Moment) -> None:
-        self.waited_for.append(event)
-
     def compute_waits(self, event: Moment) -> None:
-        assert event.stream == "copies"
-        self.run_copies(event.copies)
+        assert event.stream is not None
+        event.stream.run(event.copies)
 
-    def run_copies(self, count: int) -> None:
-        for target, source in self.queued[self.done : count]:
-            target.copy_(source)
-        self.done = max(self.done, count)
+
+def loose_streams() -> PretendedStreams:
+    return PretendedStreams(loose=True)
+
+
+def bring(staged: StagedTransfer, picture: Tensor, planes: Planes) -> Output:
+    """Have the picture on its way to the planes."""
+
+    def write(channels: Sequence[Tensor]) -> None:
+        for channel, part in zip(channels, picture, strict=True):
+            channel.copy_(part)
+
+    output = Output(planes)
+    staged.write(write, output, ~picture.isfinite().all()[None])
+    return output
+
+
+def collected(output: Output) -> bool:
+    assert output.arrival is not None
+    return output.arrival.collect(output.planes)
 
 
 class TestTransfer:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     @pytest.mark.parametrize("compute", [torch.float32, torch.float16])
     def test_frames_arrive_as_without_a_gpu(self, dtype: torch.dtype, compute: torch.dtype) -> None:
-        staged, direct = StagedTransfer(LooseStreams(), compute), HostTransfer(compute)
+        staged, direct = StagedTransfer(loose_streams(), compute), HostTransfer(compute)
         frames = []
         for shift in range(5):
             backing, planes = memory(7, 16, dtype)
@@ -125,7 +164,7 @@ class TestTransfer:
         backing, planes = memory(3, 8, torch.float32)
         backing.view(-1)[:6] = torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, -0.25, 1e-9, -1.0, 2.0])
         planes = Planes(3, 6, torch.float32, planes.places)
-        row = StagedTransfer(LooseStreams(), torch.float16).read(planes).pixels[0, 0, 0]
+        row = StagedTransfer(loose_streams(), torch.float16).read(planes).pixels[0, 0, 0]
         assert row.tolist() == [1.0, 1 + 2**-9, -0.25, 0.0, -1.0, 2.0]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -149,7 +188,7 @@ class TestTransfer:
         expected = backing[..., :11].to(compute, copy=True)
         backing[1, 3, 4], expected[1, 3, 4] = float(sample), seen
         backing[..., 11:] = float("nan")  # beyond the rows: no sample of the picture
-        for way in (HostTransfer(compute), StagedTransfer(LooseStreams(), compute)):
+        for way in (HostTransfer(compute), StagedTransfer(loose_streams(), compute)):
             frame = way.read(planes)
             assert torch.equal(frame.pixels[0], expected)
             assert bool(frame.non_finite) == non_finite
@@ -157,53 +196,76 @@ class TestTransfer:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
     def test_pictures_arrive_whole_and_leave_the_padding_alone(self, dtype: torch.dtype) -> None:
-        staged = StagedTransfer(LooseStreams(), torch.float32)
+        staged = StagedTransfer(loose_streams(), torch.float32)
         for shift in range(3):
             backing, planes = memory(7, 16, dtype)
             before = backing.clone()
             picture = torch.rand(3, 7, 11) + shift
-
-            def write(channels: Sequence[Tensor], picture: Tensor = picture) -> None:
-                for channel, part in zip(channels, picture, strict=True):
-                    channel.copy_(part)
-
-            staged.write(write, planes)
+            collected(bring(staged, picture, planes))
             assert torch.equal(backing[..., :11], picture.to(dtype))
             assert torch.equal(backing[..., 11:], before[..., 11:])
 
+    @pytest.mark.parametrize("order", [range(9), range(8, -1, -1), (4, 0, 8, 2, 6, 1, 7, 3, 5)])
+    def test_pictures_that_nobody_collects_in_time_arrive_whole_in_any_order(self, order: Sequence[int]) -> None:
+        staged = StagedTransfer(loose_streams(), torch.float32)
+        pictures = torch.rand(9, 3, 7, 11)
+        pictures[5, 1, 2, 3] = float("inf")
+        outputs = []
+        for picture in pictures:
+            backing, planes = memory(7, 16, torch.float32)
+            outputs.append((backing, bring(staged, picture, planes)))
+        for number in order:
+            backing, output = outputs[number]
+            assert collected(output) == (number == 5)
+            assert torch.equal(backing[..., :11], pictures[number])
+        # Pinned memory for so many, whatever waits.
+        assert len(staged._free) == PLACES
+
+    def test_a_picture_whose_crossing_fails_costs_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        staged = StagedTransfer(loose_streams(), torch.float32)
+        pictures = torch.rand(8, 3, 7, 11)
+        for number, picture in enumerate(pictures):
+            backing, planes = memory(7, 16, torch.float32)
+            output = bring(staged, picture, planes)
+            with monkeypatch.context() as patch:
+                if number % 2 == 0:
+                    patch.setattr(Moment, "synchronize", Mock(side_effect=RuntimeError("CUDA error")))
+                    with pytest.raises(RuntimeError, match="CUDA error"):
+                        collected(output)
+                    continue
+            collected(output)
+            assert torch.equal(backing[..., :11], picture)
+        assert len(staged._free) == PLACES
+
     def test_planes_of_another_size_get_memory_of_their_own(self) -> None:
-        staged = StagedTransfer(LooseStreams(), torch.float32)
+        staged = StagedTransfer(loose_streams(), torch.float32)
         for height, pitch in ((7, 16), (9, 16), (7, 24)):
             backing, planes = memory(height, pitch, torch.float32)
             assert torch.equal(staged.read(planes).pixels[0], backing[..., : pitch - 5])
+            picture = torch.rand(3, height, pitch - 5)
+            collected(bring(staged, picture, planes))
+            assert torch.equal(backing[..., : pitch - 5], picture)
 
     def test_copies_begin_after_the_computing_that_they_depend_on(self) -> None:
         streams = PretendedStreams()
         staged = StagedTransfer(streams, torch.float32)
         _, planes = memory(7, 16, torch.float32)
-
-        def write(channels: Sequence[Tensor]) -> None:
-            streams.computed_last = None
-            for channel in channels:
-                channel.fill_(1.0)
-
-        staged.write(write, planes)
-        assert streams.computed_last in streams.waited_for
+        outputs = [bring(staged, torch.rand(3, 7, 11), planes) for _ in range(3)]
+        assert streams.computed_last in streams.downloads.waited_for
+        assert not streams.synchronized
+        for output in outputs:
+            collected(output)
+        # The host waited for each plane and for what is said of the picture.
+        assert [event.copies for event in streams.synchronized] == list(range(1, 13))
+        streams.synchronized.clear()
         for _ in range(4):
             streams.computed_last = None
             staged.read(planes)
         # Each upload waited: the first two for the previous owner of the memory, the others for the frame before last.
-        assert len(streams.waited_for) == 1 + 4
-        assert len({id(event) for event in streams.waited_for}) == 5
-        # The host waited for the three planes of the picture, and before it overwrote the first two frames.
-        assert [event.copies for event in streams.synchronized] == [1, 2, 3, 4, 5]
-
-
-class LooseStreams(PretendedStreams):
-    """Checks nothing but the pictures."""
-
-    def copy(self, target: Tensor, source: Tensor) -> None:
-        self.queued.append((target, source))
+        assert len({id(event) for event in streams.uploads.waited_for}) == 4
+        # The host waited before it overwrote the first two frames.
+        assert [event.copies for event in streams.synchronized] == [1, 2]
+        assert all(event.stream is streams.uploads for event in streams.synchronized)
 
 
 def capture_again(function: Callable[[], object]) -> Callable[[], None]:
@@ -778,7 +840,9 @@ class TestGPUsOfAnotherMake:
             for target, channel in zip(channels, picture, strict=True):
                 target.copy_(channel[: target.shape[0], : target.shape[1]])
 
-        way.write(write, planes)
+        output = Output(planes)
+        way.write(write, output, torch.tensor([True]))
+        assert output.non_finite
         assert torch.equal(backing[:, :, : planes.width], picture[:, :, : planes.width])
 
     def test_features_of_a_chunk_stay_on_them(self) -> None:

@@ -17,6 +17,7 @@ from tests.pixels import planes as picture_of
 from tests.pixels import play, same
 from tests.test_planes import memory
 from vsvsr.engine.graph import CudaCapture, Recorder, copied
+from vsvsr.engine.planes import Output
 from vsvsr.engine.transfer import HostTransfer, transfer
 from vsvsr.engine.worker import worker_of
 from vsvsr.filters.registry import FILTERS
@@ -103,7 +104,10 @@ def test_frames_and_pictures_cross_unchanged(dtype: torch.dtype) -> None:
             for channel, part in zip(channels, picture, strict=True):
                 channel.copy_(part)
 
-        staged.write(write, planes)
+        output = Output(planes)
+        staged.write(write, output, torch.zeros(1, dtype=torch.bool, device="cuda"))
+        assert output.arrival is not None
+        assert not output.arrival.collect(planes)
         assert torch.equal(backing[..., :507], picture.cpu())
     for result, expected in frames:
         assert torch.equal(result.cpu(), expected)

@@ -14,7 +14,7 @@ import torch
 
 from vsvsr.engine.device import gpus
 from vsvsr.engine.memory import is_out_of_memory, release
-from vsvsr.engine.planes import Output, Planes
+from vsvsr.engine.planes import Arrival, Output, Planes
 from vsvsr.engine.worker import stop_workers, worker_of
 from vsvsr.errors import UserError
 from vsvsr.filters.clip import Clip
@@ -48,6 +48,8 @@ class FilterInstance:
         self._tile = opened.tile
         self._clip = clip
         self._dtype = torch.float16 if clip.format == "RGBH" else torch.float32
+        self._under_way: dict[int, Arrival] = {}
+        """By the address of the first plane, which nothing else has as long as the frame is wanted."""
 
     def advance(self, n: int, wanted: list[int], frames: list[tuple[int, int, int, Places]]) -> list[int]:
         """Move towards frame ``n`` with ``frames``: (number, starts a scene, is approximate, planes), without planes
@@ -60,14 +62,24 @@ class FilterInstance:
         return self._run(lambda: self._session.advance(n, wanted, sources))
 
     def render(self, n: int, places: Places) -> list[str]:
-        """Write frame ``n``. Returns the properties that mark it: ``VSVSRApproximate`` where a preview made it or a
-        frame that it derives from, ``VSVSRNonFinite`` where samples of source frame ``n`` were NaN or infinite.
+        """Write frame ``n``, or have it on its way. Returns the properties that mark it: ``VSVSRApproximate`` where a
+        preview made it or a frame that it derives from, ``VSVSRNonFinite`` where samples of source frame ``n`` were NaN
+        or infinite; ``VSVSRUnderWay`` where `collect` is to be called.
         """
-        height, width = self._clip.height * self._scale, self._clip.width * self._scale
-        output = Output(Planes(height, width, self._dtype, places))
+        output = Output(self._target(places))
         approximate = self._run(lambda: self._session.render(n, output))
-        marks = {"VSVSRApproximate": approximate, "VSVSRNonFinite": output.non_finite}
+        if output.arrival is not None:
+            self._under_way[places[0][0]] = output.arrival
+        marks = {
+            "VSVSRApproximate": approximate,
+            "VSVSRNonFinite": output.non_finite,
+            "VSVSRUnderWay": output.arrival is not None,
+        }
         return [name for name, applies in marks.items() if applies]
+
+    def collect(self, places: Places) -> list[str]:
+        """Wait for the frame that is under way to these places, and write it, on this thread. Returns further marks."""
+        return ["VSVSRNonFinite"] * self._under_way.pop(places[0][0]).collect(self._target(places))
 
     def forget(self) -> None:
         """Drop everything that was derived from frames of the source: it may give others now."""
@@ -81,7 +93,12 @@ class FilterInstance:
 
     def __del__(self) -> None:
         # What lies on the device is freed on the device thread, which then gives the memory back.
-        self._worker.post(partial(_free, [self.__dict__.pop("_session")], self._device))
+        left = [self.__dict__.pop("_session"), self.__dict__.pop("_under_way", None)]
+        self._worker.post(partial(_free, left, self._device))
+
+    def _target(self, places: Places) -> Planes:
+        height, width = self._clip.height * self._scale, self._clip.width * self._scale
+        return Planes(height, width, self._dtype, places)
 
     def _planes(self, places: Places) -> Planes:
         return Planes(self._clip.height, self._clip.width, self._dtype, places)

@@ -18,10 +18,12 @@ namespace {
 
 using python::Ref;
 
-// Property of a blank frame that stands for one that the source cannot give: the source's message.
+// Property of a frame that stands for one that cannot be had: the message of who cannot give it.
 constexpr const char *ABSENT = "VSVSRAbsent";
 // Set by a preview on the frames that it makes.
 constexpr const char *APPROXIMATE = "VSVSRApproximate";
+// On frames of the inner node whose picture is still on its way from the device.
+constexpr const char *UNDER_WAY = "VSVSRUnderWay";
 
 // What the filters of one core know together of frames that a source could not give and then gave: everything that they
 // and the host have kept by then may derive from the absence, through filters in between too, and is dropped. It is
@@ -81,7 +83,7 @@ private:
 // One filter of one script.
 //
 // The outer node (fmParallel) lets the source decode in parallel: it notes that frame n is wanted, requests source n,
-// and then inner frame n. The inner node owns the recurrence, which can follow one request at a time only: fmFrameState
+// and then inner frame n, whose picture it waits for where that is still on its way from a device. The inner node owns the recurrence, which can follow one request at a time only: fmFrameState
 // is VapourSynth's word for that. It requests what else the session needs, in further rounds, and never waits.
 //
 // Both take the source as it is until it fails for the first time. A request that waits for a frame that fails ends
@@ -131,8 +133,7 @@ public:
     void failed() {
         if (failed_.exchange(true))
             return;
-        // What these have may derive from the absence of a frame that then returns.
-        vsapi_->setCacheMode(inner_, cmForceDisable);
+        // What it has may derive from the absence of a frame that then returns.
         vsapi_->setCacheMode(outer_, cmForceDisable);
     }
 
@@ -189,14 +190,25 @@ public:
     }
 
     std::vector<int> advance(int n, const std::map<int, const VSFrame *> &sources);
-    std::vector<std::string> render(int n, VSFrame *target);
+    void render(int n, VSFrame *target);
+    // Brings the picture of a frame that the inner node gave, where it is still under way.
+    void collect(int n, const VSFrame *frame);
     std::vector<std::pair<std::string, std::int64_t>> counters();
 
 private:
     struct Pending {
         int requests = 0;
         const VSFrame *source = nullptr;
+        // Requests of one frame that come together get one frame of the inner node.
+        std::shared_ptr<std::mutex> collecting = std::make_shared<std::mutex>();
     };
+
+    void write(const char *method, std::vector<Ref> arguments, VSMap *props);
+    // Who holds it collects the picture of frame n, which is wanted.
+    std::shared_ptr<std::mutex> collecting(int n) {
+        const std::lock_guard guard(mutex_);
+        return pending_[n].collecting;
+    }
 
     template <typename Pointer, typename Frame> std::vector<python::Plane> planesOf(Frame *frame, Pointer pointer) const {
         std::vector<python::Plane> planes;
@@ -302,17 +314,46 @@ std::vector<int> Instance::advance(int n, const std::map<int, const VSFrame *> &
     return python::toIntegers(python::callMethod(session_.get(), "advance", std::move(arguments)));
 }
 
-// Names of the properties that mark the frame.
-std::vector<std::string> Instance::render(int n, VSFrame *target) {
+// Calls the method that writes the frame into `planes`, and sets the properties that mark it.
+void Instance::write(const char *method, std::vector<Ref> arguments, VSMap *props) {
+    for (const Ref &mark : python::toVector(python::callMethod(session_.get(), method, std::move(arguments))))
+        vsapi_->mapSetInt(props, python::toText(mark).c_str(), 1, maReplace);
+}
+
+void Instance::render(int n, VSFrame *target) {
+    VSMap *props = vsapi_->getFramePropertiesRW(target);
+    vsapi_->mapSetInt(props, "_Matrix", 0, maReplace);
+    vsapi_->mapSetInt(props, "_Range", 1, maReplace);
+    vsapi_->mapDeleteKey(props, APPROXIMATE);
+    vsapi_->mapDeleteKey(props, UNDER_WAY);
     const std::vector<python::Plane> planes = planesOf(target, &VSAPI::getWritePtr);
     const python::Lock lock;
     std::vector<Ref> arguments;
     arguments.push_back(python::integer(n));
     arguments.push_back(python::planes(planes));
-    std::vector<std::string> marks;
-    for (const Ref &mark : python::toVector(python::callMethod(session_.get(), "render", std::move(arguments))))
-        marks.push_back(python::toText(mark));
-    return marks;
+    write("render", std::move(arguments), props);
+}
+
+void Instance::collect(int n, const VSFrame *frame) {
+    const std::shared_ptr<std::mutex> collecting = this->collecting(n);
+    const std::lock_guard guard(*collecting);
+    if (const char *message = absence(frame, vsapi_))
+        throw python::Error(message);
+    if (!isSet(frame, UNDER_WAY, vsapi_))
+        return;
+    // Only requests of frame n have this frame, and all of them come here first.
+    VSMap *props = vsapi_->getFramePropertiesRW(const_cast<VSFrame *>(frame));
+    try {
+        const std::vector<python::Plane> planes = planesOf(frame, &VSAPI::getReadPtr);
+        const python::Lock lock;
+        std::vector<Ref> arguments;
+        arguments.push_back(python::planes(planes));
+        write("collect", std::move(arguments), props);
+    } catch (const std::exception &error) {
+        vsapi_->mapSetData(props, ABSENT, error.what(), -1, dtUtf8, maReplace);
+        throw;
+    }
+    vsapi_->mapDeleteKey(props, UNDER_WAY);
 }
 
 std::vector<std::pair<std::string, std::int64_t>> Instance::counters() {
@@ -384,13 +425,7 @@ const VSFrame *Inner::finish(int n, VSCore *core) const {
     VSFrame *target = vsapi->newVideoFrame(&output.format, output.width, output.height, source, core);
     vsapi->freeFrame(source);
     try {
-        const std::vector<std::string> marks = instance->render(n, target);
-        VSMap *props = vsapi->getFramePropertiesRW(target);
-        vsapi->mapSetInt(props, "_Matrix", 0, maReplace);
-        vsapi->mapSetInt(props, "_Range", 1, maReplace);
-        vsapi->mapDeleteKey(props, APPROXIMATE);
-        for (const std::string &mark : marks)
-            vsapi->mapSetInt(props, mark.c_str(), 1, maReplace);
+        instance->render(n, target);
     } catch (...) {
         vsapi->freeFrame(target);
         throw;
@@ -453,6 +488,13 @@ const VSFrame *Outer::getFrame(int n, int reason, void **frameData, VSFrameConte
     }
     if (request->sourceHere) {
         const VSFrame *frame = vsapi->getFrameFilter(n, instance->inner(), context);
+        try {
+            instance->collect(n, frame);
+        } catch (...) {
+            vsapi->freeFrame(frame);
+            instance->delivered(n, request->begun);
+            throw;
+        }
         instance->delivered(n, request->begun);
         return frame;
     }
@@ -574,6 +616,7 @@ VSNode *createNodes(const std::shared_ptr<Instance> &instance, VSCore *core) {
     const VSFilterDependency ofInner[] = {{source, rpGeneral}, {tolerant, rpGeneral}};
     VSNode *inner = vsapi->createVideoFilter2((name + "Recurrence").c_str(), &instance->output(), getInner, freeInner,
                                               fmFrameState, ofInner, 2, new Inner{instance}, core);
+    vsapi->setCacheMode(inner, cmForceDisable); // its pictures may be under way
     const VSFilterDependency ofOuter[] = {{source, rpGeneral}, {tolerant, rpGeneral}, {inner, rpStrictSpatial}};
     VSNode *outer = vsapi->createVideoFilter2(name.c_str(), &instance->output(), getOuter, freeOuter, fmParallel, ofOuter,
                                               3, new Outer{instance}, core);

@@ -18,7 +18,7 @@ struct Error : std::runtime_error {
 };
 
 // Holds the interpreter's lock. Throws Error when this process has no Python, or when Python is shutting down.
-// Take no other lock before this one.
+// Take no other lock before this one that somebody takes under it.
 class Lock {
 public:
     Lock();

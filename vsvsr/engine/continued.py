@@ -171,8 +171,7 @@ class ContinuedNetwork[R: Result]:
 
     def render(self, result: ContinuedResult[R], output: Output) -> None:
         """See `ChunkModel.render`."""
-        self._transfer.write(partial(self.model.render, result.result), output.planes)
-        output.non_finite = bool(result.non_finite)
+        self._transfer.write(partial(self.model.render, result.result), output, result.non_finite)
 
     def size(self, result: ContinuedResult[R]) -> int:
         """See `ChunkModel.size`."""

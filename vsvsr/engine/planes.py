@@ -2,6 +2,7 @@
 
 import ctypes
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -59,6 +60,14 @@ class Frame:
     non_finite: Tensor
 
 
+class Arrival(Protocol):
+    """A picture on its way from a device to the host."""
+
+    def collect(self, planes: Planes) -> bool:
+        """Wait for it and write it, once, on any thread. Gives what `Output` calls ``non_finite``."""
+        ...
+
+
 @dataclass(slots=True)
 class Output:
     """Where a picture goes, and what is to be said of it.
@@ -66,10 +75,12 @@ class Output:
     Attributes:
         planes: the picture's.
         non_finite: whether samples of the frame's own source were NaN or infinite; known when it has been written.
+        arrival: a picture that is still on its way; None when it has been written.
     """
 
     planes: Planes
     non_finite: bool = False
+    arrival: Arrival | None = None
 
 
 def read(planes: Planes, device: torch.device, dtype: torch.dtype) -> Frame:

@@ -109,8 +109,7 @@ class RecurrentNetwork[H: Hidden]:
 
     def render(self, state: NetworkState[H], output: Output) -> None:
         """See `RecurrentModel.render`."""
-        self._transfer.write(partial(self._write, state), output.planes)
-        output.non_finite = bool(state.non_finite)
+        self._transfer.write(partial(self._write, state), output, state.non_finite)
 
     def dry_run(self, width: int, height: int) -> None:
         """Run every part once on black frames, so that out-of-memory shows at construction."""
@@ -122,7 +121,8 @@ class RecurrentNetwork[H: Hidden]:
             self._render(hidden, part, self._blank(part).unbind())
         state = self._step(self._step(None, black), black)
         scale = self._network.scale
-        self._write(state, pixels.new_empty((3, height * scale, width * scale)).unbind())
+        # Two pictures, as a transfer has them.
+        self._write(state, pixels.new_empty((2, 3, height * scale, width * scale))[0].unbind())
 
     def _blank(self, frame: Tensor) -> Tensor:
         """Memory for the picture of a frame or tile."""
