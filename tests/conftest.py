@@ -1,11 +1,17 @@
 """Fixtures for all tests."""
 
 import functools
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Several workers share the cores: a thread each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 import vapoursynth as vs
 

@@ -1,5 +1,6 @@
 """Skip under test."""
 
+import re
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -8,14 +9,23 @@ from tests.filters import Case, Fade
 from vsvsr import weights as published
 from vsvsr.models.skipvsr import load
 
+BLOCKS = 5
+"""Residual blocks that are kept of the thirty of each trunk."""
+
 
 def weights(folder: Path) -> Path:
-    """The published BasicVSR_REDS4 with the estimators that belong to it, in one file."""
+    """The first blocks of the published BasicVSR_REDS4 with the estimators that belong to it, in one file."""
     estimators = published.find("skip-estimators-BasicVSR_REDS4")
-    network = load(published.install("BasicVSR_REDS4"), estimators).network
+    tensors = load(published.install("BasicVSR_REDS4"), estimators).network.state_dict()
     path = folder / "skip.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items() if _block(name) < BLOCKS}, path)
     return path
+
+
+def _block(name: str) -> int:
+    """The number of the block that a tensor belongs to, 0 outside of them."""
+    found = re.match(r"(?:backward|forward)_trunk\.main\.2\.(\d+)\.", name)
+    return int(found[1]) if found else 0
 
 
 CASE = Case(
