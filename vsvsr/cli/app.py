@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vsvsr.cli import demo, doctor, evaluate, export, plan, upscale, weights
+from vsvsr.cli import benchmark, demo, doctor, evaluate, export, plan, upscale, weights
 from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.files import explain
 
@@ -26,6 +26,7 @@ _commands.add_typer(demo.app)
 _commands.add_typer(doctor.app)
 _commands.add_typer(evaluate.app)
 _commands.add_typer(export.app)
+_commands.add_typer(benchmark.app)
 _commands.add_typer(weights.app, name="weights")
 
 
