@@ -199,7 +199,7 @@ class TestProviders:
     def test_two_providers_are_described_as_two(self, installed: Any) -> None:
         installed(*self.GPU)
         described = [Provider(name, 0).described for name in self.GPU[:2]]
-        assert described == ["onnxruntime 9.8, Tensorrt 0", "onnxruntime 9.8, CUDA 0"]
+        assert described == ["onnxruntime 9.8, Tensorrt on device 0", "onnxruntime 9.8, CUDA on device 0"]
         assert choose_provider(-1).described == f"onnxruntime 9.8, CPU, {torch.get_num_threads()} threads"
 
 
@@ -209,6 +209,59 @@ def test_a_provider_that_does_not_start_is_noticed_although_onnxruntime_goes_on_
     problem = onnx._problem(Provider("CUDAExecutionProvider", 0))
     assert problem == "it is installed, but does not start here; its own libraries or the driver may be missing"
     assert onnx._problem(Provider("CPUExecutionProvider", -1)) is None
+
+
+class FakeSession:
+    """A session of a GPU: notes what is bound where, and makes states that are only names."""
+
+    def __init__(self) -> None:
+        self.bound: list[tuple[Any, ...]] = []
+
+    def io_binding(self) -> "FakeSession":
+        return self
+
+    def bind_input(self, name: str, *place: Any) -> None:
+        self.bound.append((name, *place[:2]))
+
+    def bind_output(self, name: str, *place: Any) -> None:
+        self.bound.append((name, *place[:2]))
+
+    def bind_ortvalue_input(self, name: str, value: object) -> None:
+        self.bound.append((name, value))
+
+    def synchronize_inputs(self) -> None: ...
+
+    def synchronize_outputs(self) -> None: ...
+
+    def run_with_iobinding(self, binding: "FakeSession") -> None:
+        assert binding is self
+
+    def get_outputs(self) -> list[str]:
+        return [f"state {len(self.bound)}"]
+
+
+@pytest.mark.parametrize(("name", "memory"), [("DmlExecutionProvider", "dml"), ("MIGraphXExecutionProvider", "cpu")])
+def test_a_state_stays_in_the_memory_of_its_provider(name: str, memory: str, monkeypatch: Monkey) -> None:
+    sessions: dict[str, FakeSession] = {}
+
+    def session(model: Path, provider: Provider, dtype: torch.dtype, **sizes: int) -> FakeSession:
+        assert sizes == {"height": 24, "width": 32}
+        return sessions.setdefault(model.name, FakeSession())
+
+    monkeypatch.setattr(onnx, "_session", session)
+    network = onnx.OnnxNetwork(
+        Path("propagate"), Path("picture"), Provider(name, 1), torch.float16, scale=4, channels=8
+    )
+    frame = torch.zeros(1, 3, 24, 32, dtype=torch.float16)
+    first = network.propagate(frame, None, None)
+    assert (first.value, first.nbytes) == ("state 5", 8 * 24 * 32 * 2)
+    network.propagate(frame, frame, first)
+    network.render(first, frame, torch.zeros(3, 96, 128).unbind())
+    cold, warm = sessions["propagate"].bound[:5], sessions["propagate"].bound[5:]
+    assert cold[0] == warm[1] == ("next_state", memory, 1)
+    assert ("state", "cpu", 0) in cold
+    assert warm[0] == ("state", "state 5")
+    assert sessions["picture"].bound == [("state", "state 5"), ("frame", "cpu", 0), ("picture", "cpu", 0)]
 
 
 class TestExport:

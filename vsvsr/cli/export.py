@@ -32,7 +32,7 @@ def export(
     half: Annotated[bool, typer.Option("--half", help="Compute in fp16.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", "-y", help="Replace OUT.onnx if it exists.")] = False,
 ) -> None:
-    """Write FastReal as ONNX (opset 20, frames of any size), and say what goes in and comes out.
+    """Write FastReal as ONNX (frames of any size), and say what goes in and comes out.
 
     The network is one step of the recurrence: frame, frame before and state in, next state and picture out.
     """
@@ -44,7 +44,7 @@ def export(
         raise UserError(f"{output} exists already; give --overwrite to replace it")
 
     from vsvsr.models.fastreal import load
-    from vsvsr.models.fastreal.step import Step, Window, described, write_onnx
+    from vsvsr.models.fastreal.step import OPSET, Step, Window, described, write_onnx
 
     source = weights.find(model)
     loaded = load(source)
@@ -68,7 +68,7 @@ def export(
     for role, names in (("in", form.INPUTS), ("out", form.OUTPUTS)):
         for name in names:
             typer.echo(f"{role:4}{name:12}{tensors[name]}")
-    typer.echo(f"    sides of at least {loaded.smallest_side}, {'fp16' if half else 'fp32'}, opset 20")
+    typer.echo(f"    sides of at least {loaded.smallest_side}, {'fp16' if half else 'fp32'}, opset {OPSET}")
     if not window:
         restarts = loaded.restarts
         typer.echo(

@@ -55,7 +55,11 @@ class Provider:
     @property
     def described(self) -> str:
         """What decides about the last bits of a result."""
-        place = f", {torch.get_num_threads()} threads" if self.index < 0 else f" {self.index}"
+        device = self.torch_device()
+        if device.type == "cuda":
+            place = f" on {torch.cuda.get_device_name(device)}"
+        else:
+            place = f", {torch.get_num_threads()} threads" if self.index < 0 else f" on device {self.index}"
         return f"onnxruntime {_onnxruntime().__version__}, {self.name.removesuffix('ExecutionProvider')}{place}"
 
     def torch_device(self) -> torch.device:
@@ -72,6 +76,7 @@ class Provider:
             return {"device_type": place, "precision": "FP16" if half else "FP32"}
         if self.name == "TensorrtExecutionProvider":
             # It chooses by timing, whatever it is told: what it chose is kept.
+            _folder().mkdir(parents=True, exist_ok=True)
             engines = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(_folder())}
             return {**device, **engines, "trt_fp16_enable": str(int(half))}
         if self.name == "CUDAExecutionProvider":
@@ -145,7 +150,7 @@ def _session(model: Path | bytes, provider: Provider, dtype: torch.dtype, **size
     """
     runtime = _onnxruntime()
     options = runtime.SessionOptions()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # what goes wrong is raised, too
     options.use_deterministic_compute = True
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that spin take the processor from everything beside them.

@@ -112,13 +112,13 @@ def _in_onnx(settings: FastRealSettings, clip: Clip, path: "Path", loaded: "Load
     import torch
 
     from vsvsr.engine.onnx import OnnxNetwork, choose_provider, kept
-    from vsvsr.models.fastreal.step import Picture, Propagate, write_onnx
+    from vsvsr.models.fastreal.step import OPSET, Picture, Propagate, write_onnx
 
     provider = choose_provider(settings.device_index)
     dtype = torch.float16 if clip.format == "RGBH" and provider.index >= 0 else torch.float32
     network = loaded.network.half() if dtype == torch.float16 else loaded.network
     propagate, picture = (
-        kept(path, dtype, type(form).__name__.lower(), partial(write_onnx, form))
+        kept(path, dtype, f"{type(form).__name__.lower()}-{OPSET}", partial(write_onnx, form))
         for form in (Propagate(network), Picture(network))
     )
     return OnnxNetwork(propagate, picture, provider, dtype, scale=loaded.scale, channels=network.config.channels)

@@ -22,6 +22,7 @@ def filter_depthwise(x: Tensor, kernels: Tensor) -> list[Tensor]:
     Returns:
         ``1 + filters`` tensors of the shape of ``x``.
     """
+    # A plain number also where the exporter to ONNX records sizes as values: it must know the shape of the weights.
     channels, radius = int(x.shape[1]), kernels.shape[-1] // 2
     padded = F.pad(x, (radius,) * 4, mode="replicate")
     if x.dtype == torch.float16:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from vsvsr.models.fastreal.network import FastRealVSR
 
-OPSET = 20
+OPSET = 17
+"""From 20 on the warp is sampled in a mode of another name, which OpenVINO refuses."""
 
 
 class Propagate(nn.Module):
