@@ -30,7 +30,7 @@ def test_every_back_end_is_timed_as_a_whole_and_in_parts(tmp_path: Path, monkeyp
     for row in told["rows"]:
         assert (row["model"], row["width"], row["height"], row["half"]) == ("fastreal-compact-x2", 32, 24, False)
         assert row["fps"] > 0
-        assert set(row["parts"]) == {"upload", "step", "render", "download"}
+        assert set(row["parts"]) == {"upload", "step", "render", "download", "copy"}
         assert row["parts"]["step"] > row["parts"]["upload"] > 0
         assert (row["memory"], row["problem"]) == (0, "")
     assert told["machine"]["device"] == "cpu"
@@ -39,7 +39,7 @@ def test_every_back_end_is_timed_as_a_whole_and_in_parts(tmp_path: Path, monkeyp
     assert [line.split()[:4] for line in lines[-2:]] == [
         ["fastreal-compact-x2", "32x24", "fp32", backend] for backend in ("torch", "onnx")
     ]
-    assert len(lines[-1].split()) == 9
+    assert len(lines[-1].split()) == 10
 
 
 def test_filters_that_look_both_ways_are_timed_as_a_whole(

@@ -16,12 +16,11 @@ from vsvsr.cli.upscale import check_filter
 from vsvsr.errors import WrongArgumentError
 from vsvsr.files import written_whole
 from vsvsr.filters.registry import FILTERS
-from vsvsr.jobs.benchmark import SIZES, Case, Speed, cases, machine, measure
+from vsvsr.jobs.benchmark import PARTS, SIZES, Case, Speed, cases, machine, measure
 
 app = typer.Typer()
 
-_PARTS = ("upload", "step", "render", "download")
-_WIDTH = 92
+_WIDTH = 100
 """Columns of the table; on a narrower terminal lines are longer than it."""
 
 
@@ -54,8 +53,9 @@ def benchmark(
     """Time every filter, model and back end that is installed, in fp32 and, on a GPU, in fp16.
 
     Frames a second are those of playback through VapourSynth. The parts of FastReal, in milliseconds of a frame, are
-    timed one by one: upload, step (the state), render (the picture), download (into VapourSynth's frame). VRAM is what
-    the filter took of the card. A run takes minutes; other work on the machine counts.
+    timed one by one, though they overlap in playback: upload, step (the state), render (the picture), download, copy
+    (into VapourSynth's frame). VRAM is what the filter took of the card. A run takes minutes; other work on the machine
+    counts.
     """
     from vsvsr.engine.device import choose_device
 
@@ -91,11 +91,11 @@ def _show(about: dict[str, object], found: list[tuple[Case, Speed]]) -> None:
         if text:
             show(console, f"{name:10}{text}")
     table = Table("model", "source", "", "", box=None, pad_edge=False)
-    for number in ("fps", *(f"{part}\nms" for part in _PARTS), "VRAM\nMB"):
+    for number in ("fps", *(f"{part}\nms" for part in PARTS), "VRAM\nMB"):
         table.add_column(number, justify="right")
     for case, speed in found:
         fps = "failed" if speed.fps is None else f"{speed.fps:.2f}"
-        parts = [f"{speed.parts[part]:.1f}" if part in speed.parts else "" for part in _PARTS]
+        parts = [f"{speed.parts[part]:.1f}" if part in speed.parts else "" for part in PARTS]
         table.add_row(*_described(case), fps, *parts, f"{speed.memory / 1e6:.0f}" if speed.memory else "")
     console.print(table)
     for case, speed in found:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SIZES = ((640, 360), (1280, 720), (1920, 1080))
 
+PARTS = ("upload", "step", "render", "download", "copy")
+
 _SKIPPED = 2
 """Frames for which memory is got and algorithms are chosen."""
 
@@ -131,8 +133,8 @@ def _source(case: Case, frames: int) -> vs.VideoNode:
 def _parts(case: Case, arguments: Mapping[str, object], frames: int) -> dict[str, float]:
     """Milliseconds of each part of FastReal, each waited for: medians over the frames.
 
-    ``upload`` brings a frame to the device, ``step`` makes the state, ``render`` the picture, ``download`` brings it
-    into VapourSynth's planes; on a CPU the picture is made there.
+    ``upload`` brings a frame to the device, ``step`` makes the state, ``render`` the picture, ``download`` brings it to
+    the host, ``copy`` into VapourSynth's frame; on a CPU the picture is made there. In playback they overlap.
     """
     from vsvsr.engine.worker import worker_of
     from vsvsr.filters.clip import Clip
@@ -169,21 +171,33 @@ def _timed(
         )
         for x in pictures
     )
-    state = None
+    frame, state = way.read(source), None
+    output = Output(target)
 
     def step() -> None:
         nonlocal state
         state = model.step(state, source)
 
-    def render() -> None:
+    def make(work: Callable[[Output], object]) -> None:
+        nonlocal output
+        output = Output(target)
+        work(output)
+
+    def render(output: Output) -> None:
         assert state is not None
-        model.render(state, Output(target))
+        model.render(state, output)
+
+    def collect() -> None:
+        if output.arrival is not None:
+            output.arrival.collect(target)
 
     works: dict[str, Callable[[], object]] = {
         "upload": lambda: way.read(source),
         "step": step,
-        "download": lambda: way.write(lambda planes: None, target),
-        "render": render,
+        "download": lambda: make(lambda output: way.write(lambda planes: None, output, frame.non_finite)),
+        "copy": collect,
+        "render": lambda: make(render),
+        "": collect,
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for n in range(_SKIPPED + frames):
@@ -196,8 +210,8 @@ def _timed(
                 seconds[name].append(time.perf_counter() - begun)
     found = {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
     # A step begins with an upload, and a picture ends with a download.
-    step_alone, render_alone = found["step"] - found["upload"], found["render"] - found["download"]
-    return {"upload": found["upload"], "step": step_alone, "render": render_alone, "download": found["download"]}
+    found |= {"step": found["step"] - found["upload"], "render": found["render"] - found["download"]}
+    return {name: found[name] for name in PARTS}
 
 
 def _free_memory(device_index: int | None) -> int:
