@@ -19,6 +19,9 @@ from vsvsr import weights
 from vsvsr.cli.app import app
 from vsvsr.engine import onnx
 from vsvsr.engine.onnx import Provider, choose_provider
+from vsvsr.engine.recurrent import RecurrentNetwork
+from vsvsr.engine.tiling import TileGrid
+from vsvsr.engine.transfer import HostTransfer
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import FastRealVSR, load
 from vsvsr.models.fastreal.step import Step, write_onnx
@@ -26,6 +29,7 @@ from vsvsr.models.fastreal.step import Step, write_onnx
 runtime = pytest.importorskip("onnxruntime")
 
 Monkey = pytest.MonkeyPatch
+CPU = Provider("CPUExecutionProvider", -1)
 
 
 @pytest.fixture
@@ -138,6 +142,24 @@ def test_a_file_in_the_cache_that_is_damaged_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_tiles_are_chosen_where_the_memory_of_a_provider_runs_out(
+    bikes: vs.VideoNode, tiny_fastreal: Path, monkeypatch: Monkey
+) -> None:
+    session = onnx._session
+
+    def small(model: Path | bytes, provider: Provider, dtype: torch.dtype, **sizes: int) -> Any:
+        if sizes.get("width", 0) > 70:
+            raise ValueError(f"{'x' * 400}: Failed to allocate memory for requested buffer of size 123")
+        return session(model, provider, dtype, **sizes)
+
+    monkeypatch.setattr(onnx, "_session", small)
+    clip = bikes[:2].resize.Bicubic(width=96, height=40)
+    output = clip.vsvsr.FastReal(model_path=str(tiny_fastreal), backend="onnx", device_index=-1)
+    stats = vs.core.vsvsr.Stats(output)
+    assert (stats["tile_width"], stats["tile_height"]) == (48, 0)
+    output.get_frame(1).close()
+
+
 @pytest.mark.parametrize("package", ["onnxruntime", "onnx"])
 def test_a_package_that_is_missing_is_named(
     package: str, bikes: vs.VideoNode, tiny_fastreal: Path, monkeypatch: Monkey
@@ -208,7 +230,7 @@ def test_a_provider_that_does_not_start_is_noticed_although_onnxruntime_goes_on_
     monkeypatch.setattr(Provider, "options", lambda self, dtype: {})
     problem = onnx._problem(Provider("CUDAExecutionProvider", 0))
     assert problem == "it is installed, but does not start here; its own libraries or the driver may be missing"
-    assert onnx._problem(Provider("CPUExecutionProvider", -1)) is None
+    assert onnx._problem(CPU) is None
 
 
 class FakeSession:
@@ -262,6 +284,18 @@ def test_a_state_stays_in_the_memory_of_its_provider(name: str, memory: str, mon
     assert ("state", "cpu", 0) in cold
     assert warm[0] == ("state", "state 5")
     assert sessions["picture"].bound == [("state", "state 5"), ("frame", "cpu", 0), ("picture", "cpu", 0)]
+
+
+def test_only_networks_of_torch_are_recorded_as_cuda_graphs(network: FastRealVSR, monkeypatch: Monkey) -> None:
+    recorded = []
+    monkeypatch.setattr("vsvsr.engine.recurrent.CudaCapture", lambda device: recorded.append(device))
+    monkeypatch.setattr("vsvsr.engine.recurrent.transfer", lambda device, dtype: HostTransfer(dtype))
+    device, tiles = torch.device("cuda", 0), TileGrid(32, 24, (0, 0), 0, smallest=8, scale=4)
+    other = onnx.OnnxNetwork(Path("propagate"), Path("picture"), CPU, torch.float32, scale=4, channels=8)
+    RecurrentNetwork(other, device, torch.float32, tiles)
+    assert recorded == []
+    RecurrentNetwork(network, device, torch.float32, tiles)
+    assert recorded == [device]
 
 
 class TestExport:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vsvsr.engine.device import gpus
+from vsvsr.engine.memory import is_out_of_memory
 from vsvsr.errors import UserError, check, shown
 from vsvsr.files import written_whole
 from vsvsr.weights import folder
@@ -190,8 +191,11 @@ class _Sized:
     def _made(self, height: int, width: int) -> Any:
         try:
             return _session(self._model, self._provider, self._dtype, height=height, width=width)
-        except Exception as error:  # ONNX Runtime's own exceptions are of no common kind
-            raise UserError(f"{self._provider.described} refuses {self._model}: {shown(str(error))}") from None
+        except Exception as error:
+            failure = _failure(error)
+            if is_out_of_memory(failure):
+                raise failure from None
+            raise UserError(f"{self._provider.described} refuses {self._model}: {failure}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +248,7 @@ class OnnxNetwork:
 
         Raises:
             UserError: the provider refuses the network.
+            torch.OutOfMemoryError: the device's memory is too small for it.
         """
         for size in sizes:
             for model in (self._propagate, self._picture):
@@ -280,7 +285,7 @@ def _run(session: Any, binding: Any, inputs: dict[str, Tensor], outputs: dict[st
     """Run a session on torch's memory beside what is bound already; returns when the results are there.
 
     Raises:
-        RuntimeError: it failed; ONNX Runtime's own exceptions are of no common kind.
+        RuntimeError: it failed.
     """
     packed = {name: tensor.contiguous() for name, tensor in inputs.items()}  # kept until the end of the run
     for bind, tensors in ((binding.bind_input, packed), (binding.bind_output, outputs)):
@@ -293,7 +298,14 @@ def _run(session: Any, binding: Any, inputs: dict[str, Tensor], outputs: dict[st
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
     except Exception as error:
-        raise RuntimeError(shown(str(error))) from None
+        raise _failure(error) from None
+
+
+def _failure(error: Exception) -> RuntimeError:
+    """What torch would raise; ONNX Runtime's own exceptions are of no common kind."""
+    text = str(error)
+    kind = torch.OutOfMemoryError if is_out_of_memory(RuntimeError(text)) else RuntimeError
+    return kind(shown(text))
 
 
 def kept(weights: Path, dtype: torch.dtype, form: str, write: Callable[[Path], None]) -> Path:
