@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from vsvsr.training.data.clips import Clips, Crops
 from vsvsr.training.harness import Processes, train
 from vsvsr.training.recipes import skip
 from vsvsr.training.recipes.skip import Pair, Settings, Skip, losses
+from vsvsr.weights import Weights
 
 ALONE = Processes(torch.device("cpu"))
 SETTINGS = Settings(
@@ -236,8 +238,16 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(value, averaged[name]) for name, value in loaded.state_dict().items())
 
 
-def test_without_joint_training_the_backbone_stays(crops: Crops, tmp_path: Path) -> None:
-    frozen = trained(crops, replace(SETTINGS, run=tmp_path, frozen=True, steps=1))
+def test_without_joint_training_the_backbone_stays(
+    crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = tmp_path / "published.safetensors"
+    save_file({name: value.contiguous() for name, value in tiny().state_dict().items()}, published)
+    row = Weights(name="Tiny", model="Skip", file=str(published), licence="", origin="here")
+    for module in ("vsvsr.weights", "vsvsr.weights.store"):
+        monkeypatch.setattr(f"{module}.MANIFEST", (row,))
+    settings = replace(SETTINGS, run=tmp_path, frozen=True, steps=1, checkpoint="Tiny")
+    frozen = trained(crops, settings)
     changed = {
         name for name, value in tiny().state_dict().items() if not torch.equal(value, frozen.network.state_dict()[name])
     }
@@ -247,6 +257,13 @@ def test_without_joint_training_the_backbone_stays(crops: Crops, tmp_path: Path)
         "kappa",
         "quantiles",
     }
+    # The file holds what changed and names the rest, with which it is loaded.
+    with safe_open(tmp_path / "last.safetensors", "pt") as file:
+        assert set(file.keys()) == changed
+        assert file.metadata()["base"] == "Tiny"
+    loaded = load(tmp_path / "last.safetensors").network.state_dict()
+    averaged = frozen.averaged.network.state_dict()
+    assert all(torch.equal(value, averaged[name]) for name, value in loaded.items())
 
 
 @pytest.mark.parametrize(

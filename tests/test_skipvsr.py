@@ -254,6 +254,19 @@ def test_a_resting_picture_is_partly_skipped_and_hardly_changes(checkpoint: str,
     assert (gated - dense).square().mean() < 1e-5
 
 
+def test_the_shipped_skipvsr_passes_blocks_of_basicvsr_by_and_is_basicvsr_at_threshold_zero(
+    frames: list[Tensor],
+) -> None:
+    network = load(weights.find("SkipVSR_REDS4")).network
+    plain = load_basicvsr(weights.install("BasicVSR_REDS4")).network
+    assert not network.hold
+    assert torch.equal(upscaled(network, frames[:2]), upscaled(plain, frames[:2]))
+    network.threshold = 0.45
+    gated, dense = upscaled(network, frames[:2]), upscaled(plain, frames[:2])
+    assert 0.5 < network.tally.fraction < 1
+    assert (gated - dense).square().mean() < 1e-4
+
+
 def test_the_budget_table_is_sorted_and_its_ends_are_exact(network: SkipVSR) -> None:
     thresholds = [network.threshold_of(budget) for budget in (1.0, 0.9, 0.5, 0.1, 0.0)]
     assert thresholds == sorted(thresholds)

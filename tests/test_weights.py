@@ -8,6 +8,7 @@ import resource
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -93,6 +94,23 @@ def test_every_row_is_complete_and_every_shipped_file_is_what_its_row_says() -> 
             assert weights.find(row.name).name == row.file
     folder = Path(weights.__file__).parent / "shipped"
     assert {path.name for path in folder.glob("*.safetensors")} == {row.file for row in weights.MANIFEST if row.shipped}
+
+
+def test_weights_that_complete_others_bring_them(cache: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(monkeypatch, Address(url=address))
+    completing = next(row for row in weights.MANIFEST if row.name == "SkipVSR_REDS4")
+    assert completing.base == "BasicVSR_REDS4"
+    rows = (*manifest.MANIFEST, replace(completing, base="Small"))
+    for module in ("manifest", "store", "installation"):
+        monkeypatch.setattr(f"vsvsr.weights.{module}.MANIFEST", rows)
+    assert weights.install("SkipVSR_REDS4").name == "SkipVSR_REDS4.safetensors"
+    assert (cache / "Small.pth").read_bytes() == CONTENT
+
+
+def test_weights_that_complete_others_are_refused_without_them(cache: Path, bikes: vs.VideoNode) -> None:
+    expected = "Skip: weights BasicVSR_REDS4 are not installed; run: vsvsr weights install BasicVSR_REDS4"
+    with pytest.raises(vs.Error, match=f"^{re.escape(expected)}$"):
+        vs.core.vsvsr.Skip(bikes, model="SkipVSR_REDS4", threshold=0.4, device_index=-1)
 
 
 def test_missing_weights_are_refused_with_the_command_that_installs_them(cache: Path) -> None:

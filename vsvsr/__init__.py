@@ -71,7 +71,9 @@ def FastReal(
 def Skip(
     clip: "vs.VideoNode",
     *,
-    model: Literal["BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4", "RealBasicVSR_x4"]
+    model: Literal[
+        "BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4", "RealBasicVSR_x4", "SkipVSR_REDS4"
+    ]
     | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
@@ -92,7 +94,8 @@ def Skip(
     Args:
         clip: RGBS or RGBH, from 16x16.
         model: published weights, by name; installed by ``vsvsr weights install NAME``; BasicVSR_REDS4 or
-            BasicVSR_Vimeo90K_BIx4 or BasicVSR_Vimeo90K_BDx4 or RealBasicVSR_x4; default BasicVSR_REDS4.
+            BasicVSR_Vimeo90K_BIx4 or BasicVSR_Vimeo90K_BDx4 or RealBasicVSR_x4 or SkipVSR_REDS4; default
+            BasicVSR_REDS4.
         model_path: weights file of your own, instead of ``model``; an existing file.
         device_index: CUDA device, -1 = CPU; without CUDA a GPU of another make that PyTorch has (not tried); default
             the first CUDA device if there is one, else the CPU.
@@ -265,7 +268,9 @@ def upscale(
     name: Literal["Skip"],
     *,
     half: bool = False,
-    model: Literal["BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4", "RealBasicVSR_x4"]
+    model: Literal[
+        "BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4", "RealBasicVSR_x4", "SkipVSR_REDS4"
+    ]
     | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,

@@ -46,6 +46,8 @@ def install(name: str, progress: Progress = lambda done, total: None, *, local: 
             source delivered. What an interrupted download has brought is kept, and the next attempt goes on from there.
     """
     weights = row(name)
+    if weights.base:
+        install(weights.base, progress)
     if weights.shipped or weights.origin:
         return verify(name)
     with contextlib.suppress(UserError):

@@ -32,6 +32,7 @@ class Weights:
         sources: where an installation looks, in this order; none for files shipped with the package.
         origin: which file users bring and where they get it, where no installation may fetch it.
         part: whether they only complete other weights, and are not chosen by name.
+        base: name of the weights that these complete; `install` brings them too.
     """
 
     name: str
@@ -43,15 +44,16 @@ class Weights:
     sources: tuple[Address | Package, ...] = ()
     origin: str = ""
     part: bool = False
+    base: str = ""
 
     @property
     def shipped(self) -> bool:
         return not self.sources and not self.origin
 
 
-def _shipped(name: str, model: str, size: int, sha256: str, *, part: bool = False) -> Weights:
-    file = f"{name}.safetensors"
-    return Weights(name=name, model=model, file=file, size=size, sha256=sha256, licence="Apache-2.0", part=part)
+def _shipped(name: str, model: str, size: int, sha256: str, *, part: bool = False, base: str = "") -> Weights:
+    file, licence = f"{name}.safetensors", "Apache-2.0"
+    return Weights(name=name, model=model, file=file, size=size, sha256=sha256, licence=licence, part=part, base=base)
 
 
 def _basicvsr(name: str, drive_id: str, sha256: str) -> Weights:
@@ -173,6 +175,13 @@ MANIFEST: tuple[Weights, ...] = (
     ),
     _shipped(
         "fastreal-compact-x2", "FastReal", 553_740, "bc68de4dc65119f83336f3972a0b6b5429c95bee8b411c9376779c9654d19cbf"
+    ),
+    _shipped(
+        "SkipVSR_REDS4",
+        "Skip",
+        2_288,
+        "bb390fe2f646f658017c482c0fd4d70c0534419134cff2bbac4368823cdee109",
+        base="BasicVSR_REDS4",
     ),
     _shipped(
         "skip-estimators-BasicVSR_REDS4",

@@ -10,7 +10,7 @@ from vsvsr.errors import UserError, shown
 from vsvsr.models.basicvsr.checkpoints import in_basicsr_layout, sizes
 from vsvsr.models.common.loading import Loaded, build
 from vsvsr.models.skipvsr.network import Mode, SkipVSR
-from vsvsr.weights import read_tensors
+from vsvsr.weights import read_tensors, verify
 
 
 def load(
@@ -25,6 +25,7 @@ def load(
 
     What a skipped block does, and how many blocks share a decision, is in the metadata of the file with the
     estimators, as ``skipped`` (``hold`` or ``identity``) and ``stride``; a file without them means hold, and 1.
+    A file with ``base`` in its metadata, a name of the manifest, takes from those weights what it lacks itself.
 
     Args:
         checkpoint: in BasicSR's or OpenMMLab's layout, or a SkipVSR state dict that holds its estimators.
@@ -37,6 +38,8 @@ def load(
         UserError: a file cannot be read or is of another network, or estimators are needed and missing.
     """
     tensors, metadata = read_tensors(checkpoint)
+    if "base" in metadata:
+        tensors = read_tensors(verify(metadata["base"]))[0] | tensors
     tensors = in_basicsr_layout(tensors)
     if estimators is not None:
         own, metadata = read_tensors(estimators)

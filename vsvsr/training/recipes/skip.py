@@ -65,7 +65,7 @@ class Settings(AveragedSettings, CropValidationSettings):
     batch: int = 16
     frames: int = 15
     learning_rate: float = 1e-4
-    estimator_rate: Annotated[float, Option("learning rate of the estimators")] = 1e-2
+    estimator_rate: Annotated[float, Option("learning rate of the estimators")] = 1e-3
     checkpoint: Annotated[str, Option("BasicVSR weights to start from and to be taught by, by name or path")] = (
         "BasicVSR_REDS4"
     )
@@ -413,8 +413,8 @@ class Skip:
         network.threshold = network.threshold_of(1 - skipped)
         with torch.autocast(processes.device.type, dtype=torch.bfloat16, enabled=settings.bf16):
             terms, executions = losses(self._pair, batch.frames, batch.truth)
-        weights = {"loss": 1.0, "mask": settings.mask_weight, "error": settings.error_weight, "executed": 0.0}
-        total = sum((weights[name] * term for name, term in terms.items()), batch.frames.new_zeros(()))
+        factors = {"loss": 1.0, "mask": settings.mask_weight, "error": settings.error_weight, "executed": 0.0}
+        total = sum((factors[name] * term for name, term in terms.items()), batch.frames.new_zeros(()))
         self._optimiser.step(total, self._schedule.share(step))
         self.averaged.update(step)
         network.quantiles.lerp_(processes.average(quantiles(executions)), _FORGET)
@@ -425,9 +425,14 @@ class Skip:
         return validate(self._weights(), self._validation, count=self.settings.validation_crops)
 
     def export(self, path: Path, metadata: dict[str, str]) -> None:
-        facts = {"checkpoint": self.settings.checkpoint, "skipped": self.settings.skipped}
-        numbers = {"stride": str(self.settings.stride), "tile": str(FRAME_TILE)}
-        export_tensors(path, self._weights().state_dict(), metadata | facts | numbers)
+        settings, tensors = self.settings, self._weights().state_dict()
+        facts = {"skipped": settings.skipped, "stride": str(settings.stride), "tile": str(FRAME_TILE)}
+        if settings.frozen and any(row.name == settings.checkpoint for row in weights.MANIFEST):
+            # The rest is in the published file.
+            published = self._teacher.state_dict()
+            tensors = {name: value for name, value in tensors.items() if not torch.equal(value, published[name])}
+            facts["base"] = settings.checkpoint
+        export_tensors(path, tensors, metadata | facts)
 
     def _weights(self) -> SkipVSR:
         """The averaged network with the table that belongs to the estimators."""
