@@ -24,7 +24,7 @@ from vsvsr.models.mia.gates import MaskSite
 from vsvsr.models.skipvsr import SkipVSR
 from vsvsr.models.skipvsr.gate import Tally
 from vsvsr.ops import convolve, flow_warp, grey_pyramid, hidden_state_attention
-from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual
+from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual, fused_choose_tiles
 from vsvsr.ops.convolution import fused_finish
 from vsvsr.ops.flow_correction import flow_correction_reference, fused_flow_correction
 from vsvsr.ops.flow_warp import flow_warp_reference, fused_flow_warp
@@ -211,27 +211,38 @@ class TestBlockSkip:
         _, expected = block_skip_reference(x.float(), held.float(), in_fp32, active, tile)
         pixels, _ = framed(x.permute(0, 2, 3, 1).reshape(-1, channels), dims=1)
         residual, buffer = framed(held.permute(0, 2, 3, 1).reshape(-1, channels), CANARY, dims=1)
-        tiles = active.flatten().nonzero()[:, 0]
-        fused_block_residual(
-            pixels, residual, block.weight1, block.bias1, block.weight2, block.bias2, tiles, height, width, tile
-        )
+        tiles = active.flatten().to(torch.int8).argsort(descending=True, stable=True), active.sum()[None]
+        first, second = block.by_tap
+        fused_block_residual(pixels, residual, first, block.bias1, second, block.bias2, *tiles, height, width, tile)
         result = residual.view(n, height, width, channels).permute(0, 3, 1, 2).float()
         torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
         skipped = ~active.repeat_interleave(tile, 1).repeat_interleave(tile, 2)[:, :height, :width]
         assert torch.equal(result.permute(0, 2, 3, 1)[skipped], held.float().permute(0, 2, 3, 1)[skipped])
         assert_untouched_outside(residual, buffer)
 
+    @pytest.mark.parametrize(
+        ("tiles", "share"), [(1, 0.0), (1, 1.0), (700, 0.3), (700, 0.0), (2500, 0.6), (2500, 0.95)]
+    )
+    def test_the_kernel_lists_the_tiles_that_the_host_would_list(self, tiles: int, share: float) -> None:
+        torch.manual_seed(0)
+        active = torch.rand(tiles) < share
+        enough = round(0.9 * tiles)
+        wanted = active if int(active.sum()) < enough else torch.ones_like(active)
+        numbers, count = fused_choose_tiles(active, enough)
+        assert int(count) == int(wanted.sum())
+        assert torch.equal(numbers[: int(count)], wanted.nonzero()[:, 0])
+
     def test_a_held_residual_with_gaps_gets_the_same(self) -> None:
         torch.manual_seed(0)
         x, held = torch.randn(2, 8 * 8, 16)
-        weights = torch.randn(2, 16, 16, 3, 3) / 12, torch.randn(2, 16)
+        weights = torch.randn(2, 3, 3, 16, 16) / 12, torch.randn(2, 16)
         block = weights[0][0], weights[1][0], weights[0][1], weights[1][1]
-        tiles = torch.tensor([0, 3])
+        tiles = torch.tensor([0, 3]), torch.tensor([2])
         every_second = torch.full((2 * 8 * 8, 32), CANARY)
         gaps = every_second[::2, ::2]
         gaps.copy_(held)
-        fused_block_residual(x, held, *block, tiles, 8, 8, 4)
-        fused_block_residual(x.t().contiguous().t(), gaps, *block, tiles, 8, 8, 4)
+        fused_block_residual(x, held, *block, *tiles, 8, 8, 4)
+        fused_block_residual(x.t().contiguous().t(), gaps, *block, *tiles, 8, 8, 4)
         assert torch.equal(gaps, held)
         assert bool((every_second[1::2] == CANARY).all())
 
@@ -431,8 +442,8 @@ def masked_window_attention_arguments() -> tuple[Tensor | int, ...]:
 
 def block_residual_arguments() -> tuple[Tensor | int, ...]:
     pixels, held = torch.randn(2, 5 * 6, 4)
-    weights = torch.randn(4, 4, 3, 3), torch.randn(4), torch.randn(4, 4, 3, 3), torch.randn(4)
-    return pixels, held, *weights, torch.tensor([0, 3]), 5, 6, 4
+    weights = torch.randn(3, 3, 4, 4), torch.randn(4), torch.randn(3, 3, 4, 4), torch.randn(4)
+    return pixels, held, *weights, torch.tensor([0, 3]), torch.tensor([2]), 5, 6, 4
 
 
 def grey_pyramid_arguments() -> tuple[Tensor | int, ...]:
@@ -465,6 +476,7 @@ class TestOperators:
             ("hidden_state_attention", hidden_state_attention_arguments),
             ("masked_window_attention", masked_window_attention_arguments),
             ("block_residual", block_residual_arguments),
+            ("choose_tiles", lambda: (torch.rand(9) < 0.5, 0)),
             ("flow_warp", flow_warp_arguments),
             ("grey_pyramid", grey_pyramid_arguments),
             ("lucas_kanade", lucas_kanade_arguments),

@@ -97,8 +97,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Run, set[str]]] = {
     "FastReal plain": (lambda: FastRealVSR(PLAIN), fastreal, {*LIGHT_FLOW, "hidden_state_attention", *TRUNK}),
     "FastReal full size": (lambda: FastRealVSR(FastRealConfig()), fastreal, TRUNK),
     "BasicVSR": (SkipVSR, skip, TRUNK),
-    "Skip": (lambda: SkipVSR(threshold=0.5), skip, {"block_residual", "flow_warp"}),
-    "Skip in patches": (lambda: SkipVSR(threshold=0.5, mode="patch"), skip, {"block_residual", "flow_warp"}),
+    "Skip": (lambda: SkipVSR(threshold=0.5), skip, {"choose_tiles", "block_residual", "flow_warp"}),
+    "Skip in patches": (
+        lambda: SkipVSR(threshold=0.5, mode="patch"),
+        skip,
+        {"choose_tiles", "block_residual", "flow_warp"},
+    ),
     "MIA without masks": (
         lambda: MIAVSR(12, (2,), (2,), 16, use_mask=False),
         mia,
@@ -172,6 +176,38 @@ def test_a_step_with_light_flow_is_few_launches(
         with Launches() as of_step:
             network.propagate(frame, previous, hidden.contiguous(memory_format=torch.channels_last))
     assert (of_flow.count, of_step.count) == (flow, step)
+
+
+class Waits(Quarter):
+    """Counts operations for which the host waits for the device, and all others that are no views."""
+
+    NAMES = ("aten::nonzero", "aten::item", "aten::is_nonzero", "aten::_local_scalar_dense")
+
+    def __init__(self) -> None:
+        super().__init__(False)
+        self.waits = self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += not func.is_view and not func.name().startswith(Launches.FREE)
+        self.waits += func.name() in self.NAMES
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def test_skip_makes_the_host_wait_once_a_frame(gpu_of: GPUOf) -> None:
+    """For the tiles of the head, which are gathered."""
+    gpu_of((8, 0))
+    counted = []
+    for frames in (3, 5):
+        skip = SkipVSR(threshold=0.5).eval().requires_grad_(False)
+        pin_convolutions(skip)
+        with FakeTensorMode(), torch.inference_mode(), Waits() as waits:
+            pretend(skip)
+            for _ in skip.chunk([torch.empty(1, 3, 96, 128, device="cuda")] * frames, range(frames)):
+                pass
+        counted.append((waits.waits, waits.operations))
+    (few_waits, few), (many_waits, many) = counted
+    assert (many_waits - few_waits) / 2 == 1
+    assert (many - few) / 2 <= 1011
 
 
 @pytest.mark.parametrize("name", CASES)

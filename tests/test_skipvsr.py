@@ -17,7 +17,7 @@ from vsvsr.models.skipvsr import SkipVSR, load
 from vsvsr.models.skipvsr.gate import TileGate, sample, tile_mean
 from vsvsr.models.skipvsr.head import GatedHead
 from vsvsr.models.skipvsr.patches import PatchGrid
-from vsvsr.ops.block_skip import BlockWeights, SkipGrid, block_skip_reference
+from vsvsr.ops.block_skip import BlockWeights, SkipGrid, Tiles, block_skip_reference
 
 GOLDEN = Path(__file__).parent / "data" / "basicvsr_reds4_bikes.safetensors"
 CHECKPOINTS = ("BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4")
@@ -61,8 +61,10 @@ def test_the_gathered_form_is_the_dense_masked_form(tile: int, share: float, n: 
     if share == 0.9:
         active.fill_(True)[0, 0, 0] = False
     expected, expected_residual = block_skip_reference(x, held, block, active, tile)
+    numbers = active.flatten().nonzero()[:, 0]
+    listed = Tiles(numbers, len(numbers))
     pixels, held_pixels = grid.pixels(x), grid.pixels(held)
-    grid.block_skip_(pixels, held_pixels, block, active.flatten().nonzero()[:, 0])
+    grid.block_skip_(pixels, held_pixels, block, listed)
     torch.testing.assert_close(grid.image(pixels), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(grid.image(held_pixels), expected_residual, atol=1e-5, rtol=0)
     assert not pixels[-1].any()
@@ -70,7 +72,7 @@ def test_the_gathered_form_is_the_dense_masked_form(tile: int, share: float, n: 
     # Without held residuals skipped tiles pass unchanged.
     passed, _ = block_skip_reference(x, torch.zeros_like(x), block, active, tile)
     pixels = grid.pixels(x)
-    grid.block_skip_(pixels, None, block, active.flatten().nonzero()[:, 0])
+    grid.block_skip_(pixels, None, block, listed)
     torch.testing.assert_close(grid.image(pixels), passed, atol=1e-5, rtol=0)
     assert not pixels[-1].any()
 

@@ -159,9 +159,19 @@ def block_skip_launch(dtype: str, *, first: bool = True, channels: int = 64) -> 
     options = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
     return Launch(
         kernel=block_skip.tile_convolution_kernel,
-        pointers=dict.fromkeys(("source", "weight", "bias", "result"), dtype) | {"tiles": "i64"},
+        pointers=dict.fromkeys(("source", "weight", "bias", "result"), dtype) | {"tiles": "i64", "count": "i64"},
         constants={"CHANNELS": channels, "TILE": 16, "FIRST": first, **sizes},
         options=options,
+    )
+
+
+def choose_tiles_launch(dtype: str = "fp32") -> Launch:
+    """Whatever the type of the maps."""
+    return Launch(
+        kernel=block_skip.choose_tiles_kernel,
+        pointers={"active": "u8", "numbers": "i64", "count": "i64"},
+        constants={"BLOCK": block_skip.BLOCK},
+        options={"num_warps": block_skip.WARPS},
     )
 
 
@@ -228,6 +238,7 @@ LAUNCHES = {
     "masked_window_attention": masked_window_attention_launch,
     "block_skip, first convolution": block_skip_launch,
     "block_skip, second convolution": lambda dtype: block_skip_launch(dtype, first=False),
+    "block_skip, choice of tiles": choose_tiles_launch,
     "flow_warp": flow_warp_launch,
     "grey_pyramid": grey_pyramid_launch,
     "lucas_kanade": lucas_kanade_launch,

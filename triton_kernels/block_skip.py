@@ -1,4 +1,4 @@
-"""The residual of a residual block on a list of tiles, as two implicit matrix products."""
+"""The residual of a residual block on a list of tiles, as two implicit matrix products; and that list."""
 
 # ruff: noqa: N803 - compile-time constants are upper case in Triton
 
@@ -14,8 +14,8 @@ def tile_convolution_kernel(
     weight,
     bias,
     tiles,
+    count,
     result,
-    total,
     height,
     width,
     rows,
@@ -36,17 +36,21 @@ def tile_convolution_kernel(
     ``y(p) = b + sum_t W_t x(p + t)``: nine products with gathered rows, fp32 sums. The taps are a loop at run time:
     unrolled, they spill.
 
-    One program per ``PIXELS`` pixels, counted through all listed tiles, and ``OUTPUTS`` channels.
+    One program per ``PIXELS`` pixels, counted through all listed tiles, and ``OUTPUTS`` channels. There are enough for
+    all tiles of the grid; those behind the ``count`` that are active end at once, so that the host need not know it.
 
     Shapes, all contiguous, with ``c = CHANNELS`` and ``s = TILE + 2``:
         weight: ``(3, 3, c, c)``, input channel before output channel; bias: ``(c,)``.
-        tiles: int64 ``(k,)``, numbers of tiles, item by item, row by row.
-        FIRST: source ``(n * height * width, c)`` or longer, result ``(k * s * s, c)``; total ``k * s * s``.
-        else: source ``(k * s * s, c)``, result ``(n * height * width, c)`` or longer; total ``k * TILE * TILE``.
+        tiles: int64, numbers of tiles, item by item, row by row, the active ones in front; count: int64 ``(1,)``.
+        FIRST: source ``(n * height * width, c)`` or longer, result ``(tiles * s * s, c)``.
+        else: source ``(tiles * s * s, c)``, result ``(n * height * width, c)`` or longer.
     """
     side: tl.constexpr = TILE + 2 if FIRST else TILE
     halo: tl.constexpr = 1 if FIRST else 0
     chunks: tl.constexpr = (CHANNELS + INPUTS - 1) // INPUTS
+    total = tl.load(count).to(tl.int64) * (side * side)
+    if tl.program_id(0).to(tl.int64) * PIXELS >= total:
+        return
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     listed = pixel < total
     slot = pixel // (side * side)
@@ -98,6 +102,42 @@ def tile_convolution_kernel(
     )
 
 
+@triton.jit
+def choose_tiles_kernel(active, numbers, count, tiles, enough, BLOCK: tl.constexpr):
+    """The numbers of the active ones of ``tiles`` in order, and how many; of all, where ``enough`` are active.
+
+    One program, ``BLOCK`` tiles at a time. Shapes: active: uint8 ``(tiles,)``; numbers: int64 ``(tiles,)``, of which
+    only the first ``count`` are written; count: int64 ``(1,)``.
+    """
+    total = tl.zeros((), dtype=tl.int32)
+    for first in range(0, tiles, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        total += tl.sum((tl.load(active + place, mask=place < tiles, other=0) != 0).to(tl.int32), axis=0)
+    everywhere = total >= enough
+    found = tl.zeros((), dtype=tl.int32)
+    for first in range(0, tiles, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        chosen = (tl.load(active + place, mask=place < tiles, other=0) != 0) | (everywhere & (place < tiles))
+        ones = chosen.to(tl.int32)
+        tl.store(numbers + found + tl.cumsum(ones, axis=0) - ones, place.to(tl.int64), mask=chosen)
+        found += tl.sum(ones, axis=0)
+    tl.store(count, found.to(tl.int64))
+
+
+BLOCK, WARPS = 1024, 4
+"""Tiles that are looked at together, and warps of the one program that does it."""
+
+
+def choose_tiles(active: Tensor, enough: int) -> tuple[Tensor, Tensor]:
+    """Launch the kernel; ``active`` is bool ``(tiles,)``, contiguous. Returns numbers and count."""
+    numbers = torch.empty(len(active), dtype=torch.int64, device=active.device)
+    count = torch.empty(1, dtype=torch.int64, device=active.device)
+    choose_tiles_kernel[(1,)](
+        active.view(torch.uint8), numbers, count, len(active), enough, BLOCK=BLOCK, num_warps=WARPS
+    )
+    return numbers, count
+
+
 def blocks(channels: int, dtype: torch.dtype) -> dict[str, int]:
     """Block sizes for maps of ``channels``: fp32 products need more registers and memory."""
     width = min(64, max(16, triton.next_power_of_2(channels)))
@@ -114,20 +154,22 @@ def block_residual(
     weight2: Tensor,
     bias2: Tensor,
     tiles: Tensor,
+    count: Tensor,
     height: int,
     width: int,
     tile: int,
 ) -> None:
-    """Write ``conv2(relu(conv1(x)))`` to ``held`` on the listed tiles.
+    """Write ``conv2(relu(conv1(x)))`` to ``held`` on the first ``count`` of the listed tiles.
 
     Args:
         x: maps as pixels ``(n * height * width, c)``, or more rows.
         held: likewise; changed.
-        weight1: ``(c, c, 3, 3)``.
+        weight1: ``(3, 3, c, c)``, input channel before output channel.
         bias1: ``(c,)``.
         weight2: as ``weight1``.
         bias2: as ``bias1``.
         tiles: numbers of the tiles, int64 ``(k,)``.
+        count: int64 ``(1,)``, at most k.
         height: of a map.
         width: of a map.
         tile: side of a tile.
@@ -142,11 +184,11 @@ def block_residual(
         total = len(tiles) * (tile + 2 * first) ** 2
         tile_convolution_kernel[(triton.cdiv(total, sizes["PIXELS"]), triton.cdiv(channels, sizes["OUTPUTS"]))](
             source,
-            weight.permute(2, 3, 1, 0).contiguous(),
+            weight,
             bias,
             tiles,
+            count,
             result,
-            total,
             height,
             width,
             -(-height // tile),

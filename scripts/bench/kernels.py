@@ -75,10 +75,12 @@ def block_skip(share: float, dtype: torch.dtype, device: str) -> tuple[str, Run,
     block = BlockWeights(weight1, bias, weight2, bias)
     count = -(-HEIGHT // TILE) * -(-WIDTH // TILE)
     tiles = torch.randperm(count, device=device)[: round(share * count)].sort().values
+    active = torch.tensor([len(tiles)], device=device)
+    first, second = block.by_tap
     return (
         f"block_skip, {share:.0%} of the tiles, against the dense block",
         lambda: block.dense(x),
-        lambda: fused_block_residual(pixels, held, weight1, bias, weight2, bias, tiles, HEIGHT, WIDTH, TILE),
+        lambda: fused_block_residual(pixels, held, first, bias, second, bias, tiles, active, HEIGHT, WIDTH, TILE),
     )
 
 

@@ -1,6 +1,6 @@
 """Hot operations. Each has a plain PyTorch form that defines the result."""
 
-from vsvsr.ops.block_skip import BlockWeights, SkipGrid, block_skip_reference
+from vsvsr.ops.block_skip import BlockWeights, SkipGrid, Tiles, block_skip_reference
 from vsvsr.ops.convolution import conv2d, convolve, pin_convolutions
 from vsvsr.ops.flow_correction import flow_correction
 from vsvsr.ops.flow_warp import flow_warp
@@ -12,6 +12,7 @@ from vsvsr.ops.masked_window_attention import masked_window_attention
 __all__ = [
     "BlockWeights",
     "SkipGrid",
+    "Tiles",
     "block_skip_reference",
     "conv2d",
     "convolve",

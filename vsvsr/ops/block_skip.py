@@ -1,6 +1,7 @@
 """Residual blocks that run on chosen tiles of a feature map only."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,25 @@ class BlockWeights:
         """``conv2(relu(conv1(x)))`` with zero padding."""
         hidden = F.relu_(conv2d(x, self.weight1, self.bias1, padding=(1, 1)))
         return conv2d(hidden, self.weight2, self.bias2, padding=(1, 1))
+
+    @cached_property
+    def by_tap(self) -> tuple[Tensor, Tensor]:
+        """Both weights as the kernel reads them, ``(3, 3, inputs, outputs)``."""
+        first, second = (weight.permute(2, 3, 1, 0).contiguous() for weight in (self.weight1, self.weight2))
+        return first, second
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of a `SkipGrid` that are active.
+
+    Attributes:
+        numbers: of the active ones, ``(k,)``; where the host does not know how many, of all, the active ones in front.
+        count: how many are active; on a GPU where the kernel runs, int64 of one element there.
+    """
+
+    numbers: Tensor
+    count: int | Tensor
 
 
 def block_skip_reference(
@@ -52,17 +72,18 @@ def fused_block_residual(
     weight2: Tensor,
     bias2: Tensor,
     tiles: Tensor,
+    count: Tensor,
     height: int,
     width: int,
     tile: int,
 ) -> None:
-    """The kernel, for what ``runs_kernels`` accepts: ``held`` becomes the residual on the listed tiles, as pixels."""
-    if len(tiles) == 0:
-        return
+    """The kernel, for what ``runs_kernels`` accepts: ``held`` becomes the residual on the first ``count`` of the listed
+    tiles, as pixels; weights are those of ``BlockWeights.by_tap``.
+    """
     from vsvsr.triton_kernels.block_skip import block_residual  # type: ignore[import-not-found]  # its own folder
 
     target = held.contiguous()
-    block_residual(x.contiguous(), target, weight1, bias1, weight2, bias2, tiles, height, width, tile)
+    block_residual(x.contiguous(), target, weight1, bias1, weight2, bias2, tiles, count, height, width, tile)
     if target is not held:
         held.copy_(target)
 
@@ -76,11 +97,27 @@ def _(
     weight2: Tensor,
     bias2: Tensor,
     tiles: Tensor,
+    count: Tensor,
     height: int,
     width: int,
     tile: int,
 ) -> None:
     return None
+
+
+@torch.library.custom_op("vsvsr::choose_tiles", mutates_args=())
+def fused_choose_tiles(active: Tensor, enough: int) -> tuple[Tensor, Tensor]:
+    """The kernel, for what ``runs_kernels`` accepts: numbers of the tiles of which ``active`` ``(tiles,)`` says so, or
+    of all where so many are; and how many.
+    """
+    from vsvsr.triton_kernels.block_skip import choose_tiles
+
+    return choose_tiles(active.contiguous(), enough)  # type: ignore[no-any-return]
+
+
+@fused_choose_tiles.register_fake
+def _(active: Tensor, enough: int) -> tuple[Tensor, Tensor]:
+    return active.new_empty(active.shape, dtype=torch.int64), active.new_empty(1, dtype=torch.int64)
 
 
 class SkipGrid:
@@ -131,37 +168,59 @@ class SkipGrid:
 
     def runs_everywhere(self, tiles: int) -> bool:
         """Whether a convolution over the whole map is cheaper than one of so many gathered tiles."""
-        # Pixels of both convolutions. Beside them gathering and scattering took no measurable time on a CPU.
-        return tiles * ((self.tile + 2) ** 2 + self.tile**2) >= 2 * self.n * self.height * self.width
+        return tiles * self._worth >= 2 * self.n * self.height * self.width
 
-    def block_skip_(self, x: Tensor, held: Tensor | None, block: BlockWeights, tiles: Tensor) -> None:
+    @property
+    def _worth(self) -> int:
+        """Pixels of both convolutions. Beside them gathering and scattering took no measurable time on a CPU."""
+        return (self.tile + 2) ** 2 + self.tile**2
+
+    @cached_property
+    def everywhere(self) -> Tiles:
+        """All tiles."""
+        return Tiles(torch.arange(self.count, device=self._inside.device), self.count)
+
+    def choose(self, active: Tensor) -> Tiles:
+        """The tiles that are ``active``, bool ``(n, rows, columns)``, or all where that costs no more.
+
+        Where kernels run the host learns nothing of them: it would wait for all that the device still has to do.
+        """
+        flat = active.flatten()
+        if not runs_kernels(flat):
+            numbers = flat.nonzero()[:, 0]
+            return self.everywhere if self.runs_everywhere(len(numbers)) else Tiles(numbers, len(numbers))
+        return Tiles(*fused_choose_tiles(flat, -(-2 * self.n * self.height * self.width // self._worth)))
+
+    def block_skip_(self, x: Tensor, held: Tensor | None, block: BlockWeights, tiles: Tiles) -> None:
         """``block_skip_reference`` on pixels, in place: ``held`` becomes the residual, ``x`` gets it added.
 
-        Runs over the whole map when every tile is active. Else the kernel runs, or the plain form: it gathers each
-        active tile with a halo of 2, convolves without padding, and scatters. Between the convolutions what lies
-        outside the frame is set to zero, as the padding of a convolution over the whole map would be.
+        Runs over the whole map when every tile is known to be active. Else the kernel runs, or the plain form: it
+        gathers each active tile with a halo of 2, convolves without padding, and scatters. Between the convolutions
+        what lies outside the frame is set to zero, as the padding of a convolution over the whole map would be.
 
         Args:
             x: feature maps as pixels.
             held: held residuals as pixels; None where skipped tiles pass unchanged.
             block: the block's convolutions.
-            tiles: numbers of the active tiles, ``(k,)``.
+            tiles: of this grid.
         """
-        if len(tiles) == self.count:
+        if isinstance(tiles.count, int) and tiles.count == self.count:
             residual = block.dense(self.image(x))
             if held is None:
                 self.image(x).add_(residual)
                 return
             self.image(held).copy_(residual)
-        elif runs_kernels(x, block.weight1):
+        elif isinstance(tiles.count, Tensor):
             held = torch.zeros_like(x) if held is None else held
-            weights = (block.weight1, block.bias1, block.weight2, block.bias2)
-            fused_block_residual(x, held, *weights, tiles, self.height, self.width, self.tile)
-        elif len(tiles) > 0:
-            hidden = F.relu_(conv2d(self.gather(x, tiles), block.weight1, block.bias1))
-            hidden *= self.inside(tiles)[:, None]
+            first, second = block.by_tap
+            weights = (first, block.bias1, second, block.bias2)
+            listed = tiles.numbers, tiles.count
+            fused_block_residual(x, held, *weights, *listed, self.height, self.width, self.tile)
+        elif tiles.count > 0:
+            hidden = F.relu_(conv2d(self.gather(x, tiles.numbers), block.weight1, block.bias1))
+            hidden *= self.inside(tiles.numbers)[:, None]
             residual = conv2d(hidden, block.weight2, block.bias2).permute(0, 2, 3, 1).flatten(0, 2)
-            where = self._scatter[tiles].flatten()
+            where = self._scatter[tiles.numbers].flatten()
             if held is None:
                 x.index_add_(0, where, residual)
                 x[-1] = 0

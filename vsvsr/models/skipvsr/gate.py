@@ -1,29 +1,44 @@
 """The gated trunk: which tiles of which residual blocks run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
-from vsvsr.ops.block_skip import BlockWeights, SkipGrid
+from vsvsr.ops.block_skip import BlockWeights, SkipGrid, Tiles
 
 SAMPLE = 4
 """Change is measured at every fourth pixel in both directions: a sixteenth of the memory and time, the same average."""
+
+
+_MANY = 256
+"""Counts on a device that are added up together."""
 
 
 @dataclass
 class Tally:
     """How many tiles of blocks ran, of how many; the first frame of a pass runs everywhere and counts as well."""
 
-    executed: int = 0
     total: int = 0
+    _known: int = 0
+    _on_device: list[Tensor] = field(default_factory=list)
 
-    def add(self, executed: int, total: int) -> None:
-        """Count one block, or one head."""
-        self.executed += executed
+    def add(self, executed: int | Tensor, total: int) -> None:
+        """Count one block, or one head; tiles that a device has counted are looked at when somebody asks."""
         self.total += total
+        if isinstance(executed, int):
+            self._known += executed
+            return
+        self._on_device.append(executed)
+        if len(self._on_device) == _MANY:
+            self._on_device = [torch.cat(self._on_device).sum(0, keepdim=True)]
+
+    @property
+    def executed(self) -> int:
+        """Tiles that ran; waits for the device."""
+        return self._known + sum(int(count) for count in self._on_device)
 
     @property
     def fraction(self) -> float:
@@ -58,8 +73,9 @@ def residual_blocks(trunk: ResidualBlocksWithInputConv) -> list[ResidualBlock]:
 
 def expand(active: Tensor, side: int, size: torch.Size) -> Tensor:
     """A decision per tile ``(n, rows, columns)`` as one per pixel ``(n, h, w)``; tiles have ``side`` pixels."""
-    pixels = active.repeat_interleave(side, 1).repeat_interleave(side, 2)
-    return pixels[:, : size[0], : size[1]]
+    n, rows, columns = active.shape
+    pixels = active[:, :, None, :, None].expand(n, rows, side, columns, side)
+    return pixels.reshape(n, rows * side, columns * side)[:, : size[0], : size[1]]
 
 
 class TileGate:
@@ -136,10 +152,9 @@ class GatedTrunk:
             entry = self._hold_entry(entry)
         if self._grid is None:
             self._grid = SkipGrid(len(x), x.shape[2], x.shape[3], self._gate.tile, x.device)
-            self._everywhere = torch.arange(self._grid.count, device=x.device)
         grid = self._grid
         pixels = grid.pixels(entry)
-        tiles = self._everywhere
+        tiles = grid.everywhere
         for m, block in enumerate(self._blocks):
             if m % self._stride == 0:
                 samples = sample(grid.image(pixels))
@@ -149,8 +164,8 @@ class GatedTrunk:
                     tiles = self._choose(m // self._stride, samples)
             if first and self._hold:
                 self._held.append(torch.zeros_like(pixels))
-            self._tally.add(len(tiles), grid.count)
             grid.block_skip_(pixels, self._held[m] if self._hold else None, block, tiles)
+            self._tally.add(tiles.count, grid.count)
         return grid.image(pixels)
 
     def _hold_entry(self, entry: Tensor) -> Tensor:
@@ -165,14 +180,12 @@ class GatedTrunk:
         self._entry_held = entry
         return entry
 
-    def _choose(self, decision: int, samples: Tensor) -> Tensor:
-        """Numbers of the tiles where the blocks of a decision run; moves its reference."""
+    def _choose(self, decision: int, samples: Tensor) -> Tiles:
+        """The tiles where the blocks of a decision run; moves its reference."""
         assert self._grid is not None
         active = self._gate(samples, self._references[decision])
-        tiles = active.flatten().nonzero()[:, 0]
-        if self._grid.runs_everywhere(len(tiles)):
-            tiles = self._everywhere
-        if self._hold and len(tiles) < active.numel():
+        tiles = self._grid.choose(active)
+        if self._hold and tiles is not self._grid.everywhere:
             self._references[decision] = self._gate.move(self._references[decision], samples, active)
         else:
             self._references[decision] = samples
