@@ -34,6 +34,7 @@ from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.ops.block_skip import BlockWeights
 from vsvsr.ops.flow_warp import flow_warp_reference, fused_flow_warp
 from vsvsr.ops.masked_window_attention import fused_masked_window_attention, window_table
+from vsvsr.ops.unpack_planes import unpack_planes_reference
 
 REPORT = Path(__file__).parents[1] / "triton_kernels" / "REPORT.md"
 HEIGHT, WIDTH, BYTES = 270, 480, 2
@@ -342,6 +343,11 @@ def main() -> None:
     rows = [hidden_state_attention(), *masked_window_attention(), block_skip(1.0), block_skip(0.25), flow_warp()]
     rows += [light_flow(), finish_convolution()]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("triton", "torch"))
+    unpack_eager = counted(lambda: unpack_planes_reference(torch.empty(3, 540, 960), 960, torch.float16))
+    unpacked = 3 * 540 * 960 * (4 + 2)
+    saved = (unpack_eager.bytes - unpacked) / rows[-2].kernel.bytes
+    unpack_now = f"{unpacked / 1e6:.0f} MB"
+    unpack_plain = f"{unpack_eager.launches} and {unpack_eager.bytes / 1e6:.0f} MB"
     text = f"""No time in this report was measured: it was made without a GPU by
 `python -m scripts.kernel_report` ({versions}).
 
@@ -370,6 +376,14 @@ Window attention that also projected K and V itself, for active windows only, wo
 with all pixels kept and {projecting(0.3, KEPT):.0f} MB with a quarter of them in patches. It would do 1.7 times the
 products, because a head's 20 channels fill 32 of the tensor cores' and 120 inputs fill 128: on cards with little
 arithmetic per byte that may cost more than it saves. It was not implemented, because it could not be timed.
+
+Window attention in fp16 reads a window's keys and values once for all of its 64 queries, where it read them once for
+16 of them, so up to four times (from caches, which this table does not count). In fp32, 64 queries spill on sm_80.
+
+`unpack_planes` brings an fp32 frame of 960x540 to fp16 in 2 launches, the flag's zero included, and {unpack_now}, where
+PyTorch's form takes {unpack_plain}: it bounds, converts and looks for samples that are not finite
+in one pass. What it saves is {saved:.0%} of all that the light flow moves for that frame, so it stays. Reading the
+host's memory from a kernel, in place of a copy across the bus, was not tried: only time could tell.
 
 The light flow is a step's whole flow between two fp16 frames of 960x540, in fp32 inside: nine steps of Lucas and Kanade
 with one launch each, five corrections with three, and one launch for both pyramids. With the rest of the step it makes

@@ -143,13 +143,14 @@ def masked_window_attention_launch(dtype: str) -> Launch:
     """Six heads of 20 channels over three frames, shifted."""
     module = masked_window_attention
     maps = ("query", "key_value", "key_value_bias", "position_bias", "result")
+    queries, warps = module.blocks(DTYPES[dtype])
     constants = {"CHANNELS": 120, "HEADS": 6, "FRAMES": 3, "WINDOW": 8, "SHIFT": 4}
     return Launch(
         kernel=module.masked_window_attention_kernel,
         pointers=dict.fromkeys(maps, dtype) | dict.fromkeys(("order", "counts", "rows"), "i32"),
-        constants=constants | {"QUERIES": module.QUERIES, "PADDED_POSITIONS": 64, "PADDED_DIM": 32},
+        constants=constants | {"QUERIES": queries, "PADDED_POSITIONS": 64, "PADDED_DIM": 32},
         floats=("scale",),
-        options={"num_warps": module.WARPS, "num_stages": module.STAGES},
+        options={"num_warps": warps, "num_stages": module.STAGES},
     )
 
 

@@ -117,8 +117,17 @@ def masked_window_attention_kernel(
     tl.store(result + query_places, (attended / total[:, None]).to(result.dtype.element_ty), mask=query_mask)
 
 
-QUERIES, WARPS, STAGES = 16, 4, 1
-"""The fewest rows of a tensor-core product, because lists are short; more stages only cost shared memory."""
+STAGES = 1
+"""More only cost shared memory."""
+
+
+def blocks(dtype: torch.dtype) -> tuple[int, int]:
+    """Queries of a program, and its warps.
+
+    In half precision a whole window of 8x8, so that its keys and values are read once. In fp32 that spills: the fewest
+    rows of a tensor-core product, because lists are short.
+    """
+    return (16, 4) if dtype == torch.float32 else (64, 8)
 
 
 def masked_window_attention(
@@ -136,7 +145,8 @@ def masked_window_attention(
     result = torch.empty_like(query)
     _, frames, height, width, _ = key_value.shape
     channels, heads = query.shape[1], len(position_bias)
-    masked_window_attention_kernel[(len(counts) * heads * triton.cdiv(window**2, QUERIES),)](
+    queries, warps = blocks(query.dtype)
+    masked_window_attention_kernel[(len(counts) * heads * triton.cdiv(window**2, queries),)](
         query,
         key_value,
         key_value_bias,
@@ -155,10 +165,10 @@ def masked_window_attention(
         FRAMES=frames,
         WINDOW=window,
         SHIFT=shift,
-        QUERIES=QUERIES,
+        QUERIES=queries,
         PADDED_POSITIONS=max(16, triton.next_power_of_2(window**2)),
         PADDED_DIM=max(16, triton.next_power_of_2(channels // heads)),
-        num_warps=WARPS,
+        num_warps=warps,
         num_stages=STAGES,
     )
     return result
