@@ -14,7 +14,7 @@ from vsvsr.errors import UserError
 from vsvsr.models.basicvsr import BasicVSR
 from vsvsr.models.basicvsr import load as load_basicvsr
 from vsvsr.models.skipvsr import SkipVSR, load
-from vsvsr.models.skipvsr.gate import TileGate, sample, tile_mean
+from vsvsr.models.skipvsr.gate import Tally, TileGate, sample, tile_mean
 from vsvsr.models.skipvsr.head import GatedHead
 from vsvsr.models.skipvsr.patches import PatchGrid
 from vsvsr.ops.block_skip import BlockWeights, SkipGrid, Tiles, block_skip_reference
@@ -151,7 +151,7 @@ def test_for_given_features_a_higher_threshold_runs_fewer_tiles(network: SkipVSR
     one_block(network, 1.0)
     executed = []
     for threshold in (1e-9, *torch.linspace(0.05, 1, 20).tolist()):
-        network.threshold, network.tally.executed = threshold, 0
+        network.threshold, network.tally = threshold, Tally()
         trunk = network.trunk("forward")
         trunk(first)
         trunk(second)
@@ -169,7 +169,7 @@ def test_an_unchanged_input_gets_the_confidence_of_zero_change(network: SkipVSR,
     one_block(network, 10.0)
     still = torch.sigmoid(torch.tensor(-3.0)).item()
     for threshold, expected in ((still * 0.999, 4), (still * 1.001, 0)):
-        network.threshold, network.tally.executed = threshold, 0
+        network.threshold, network.tally = threshold, Tally()
         trunk = network.trunk("forward")
         trunk(x)
         trunk(x)
