@@ -152,12 +152,12 @@ def _onnx() -> Iterator[Finding]:
     if importlib.util.find_spec("onnxruntime") is None or importlib.util.find_spec("onnx") is None:
         yield Finding("onnxruntime", 'not installed; only backend="onnx" needs it: pip install "vsvsr[onnx]"')
         return
-    from vsvsr.engine.onnx import choose_provider
-
     try:
+        from vsvsr.engine.onnx import choose_provider
+
         yield Finding("onnxruntime", choose_provider(None).described.removeprefix("onnxruntime "))
-    except UserError as error:
-        yield Finding("onnxruntime", str(error))
+    except (UserError, ImportError, OSError) as error:  # of torch too, which has a finding of its own
+        yield Finding("onnxruntime", f"not usable: {_one_line(error)}")
 
 
 def _plugin() -> Iterator[Finding]:
