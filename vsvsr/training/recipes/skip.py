@@ -35,7 +35,7 @@ from vsvsr.ops import flow_warp
 from vsvsr.training.data.clips import Clips, Crops
 from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, export_tensors, train
 from vsvsr.training.losses import charbonnier
-from vsvsr.training.recipes.skip_estimators import Samples, fit, quantiles
+from vsvsr.training.recipes.skip_estimators import Samples, fit_estimators, quantiles
 from vsvsr.training.settings import AveragedSettings, CropValidationSettings, Option
 
 TARGET_INTERVAL = 6
@@ -342,18 +342,7 @@ def calibrate(pair: Pair, crops: Crops, rng: np.random.Generator, device: torch.
                 decisions = torch.arange(len(frame.costs), device=device)
                 number = decisions.repeat_interleave(frame.costs[0].numel())
                 samples[direction].append(Samples(frame.changes.flatten(0, 3), frame.costs.flatten(), number))
-    whole = {direction: Samples(*map(torch.cat, zip(*parts, strict=True))) for direction, parts in samples.items()}
-    middle = int(whole["forward"].block.max() + 1) // 2
-    median = torch.cat([part.cost[part.block == middle] for part in whole.values()]).median()
-    student.kappa.fill_(MEDIAN / float(median))
-    executions = []
-    for direction, part in whole.items():
-        estimator = student.estimator_backward if direction == "backward" else student.estimator_forward
-        with torch.enable_grad():
-            explained = fit(estimator, part, float(student.kappa))
-        print(f"{direction}: {len(part.cost)} samples, {explained:.3f} of the variance", flush=True)
-        executions.append(student.gate(direction).execution(part.change))
-    student.quantiles.copy_(quantiles(torch.cat(executions)))
+    fit_estimators(student, samples, MEDIAN)
 
 
 class Skip:

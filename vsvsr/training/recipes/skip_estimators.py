@@ -6,6 +6,7 @@ difference of the two residuals, times ``kappa``, through tanh (the role of eq. 
 not trained. Clips are photographs under a moving camera, a resting camera, and a resting camera with a moving object.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -70,7 +71,7 @@ class Recorder(SkipVSR):
 
     def __init__(self) -> None:
         super().__init__()
-        self.samples: dict[str, list[Samples]] = {"backward": [], "forward": []}
+        self.samples: dict[Direction, list[Samples]] = {"backward": [], "forward": []}
 
     def trunk(self, direction: Direction) -> Trunk:
         trunk = self.backward_trunk if direction == "backward" else self.forward_trunk
@@ -151,6 +152,29 @@ def quantiles(values: Tensor) -> Tensor:
     return ordered[torch.linspace(0, len(values) - 1, 101).round().long()].contiguous()
 
 
+@torch.no_grad()
+def fit_estimators(network: SkipVSR, samples: Mapping[Direction, Sequence[Samples]], median: float) -> None:
+    """Give a network kappa, estimators fitted to the samples of both passes, and the quantiles of E.
+
+    Args:
+        network: changed in place.
+        samples: of each pass.
+        median: what kappa makes of the median cost at mid depth.
+    """
+    whole = {direction: Samples(*map(torch.cat, zip(*parts, strict=True))) for direction, parts in samples.items()}
+    middle = int(whole["forward"].block.max() + 1) // 2
+    cost = torch.cat([part.cost[part.block == middle] for part in whole.values()]).median()
+    network.kappa.fill_(median / float(cost))
+    executions = []
+    for direction, part in whole.items():
+        estimator = network.estimator_backward if direction == "backward" else network.estimator_forward
+        with torch.enable_grad():
+            explained = fit(estimator, part, float(network.kappa))
+        print(f"{direction}: {len(part.cost)} samples, {explained:.3f} of the variance", flush=True)
+        executions.append(network.gate(direction).execution(part.change))
+    network.quantiles.copy_(quantiles(torch.cat(executions)))
+
+
 def run(settings: Settings) -> None:
     """Record, fit and export."""
     rng = np.random.default_rng(settings.seed)
@@ -159,22 +183,10 @@ def run(settings: Settings) -> None:
     network = Recorder()
     network.load_state_dict(load(weights.find(settings.checkpoint)).network.state_dict())
     record(network, photographs, settings.clips, rng)
-    middle_block = len(network.forward_trunk.main[2]) // 2  # type: ignore[arg-type]  # a Sequential
-    middle = torch.cat([part.cost[part.block == middle_block] for parts in network.samples.values() for part in parts])
-    kappa = MEDIAN / float(middle.median())
-    tensors, executions = {}, []
-    for direction, parts in network.samples.items():
-        estimator = network.estimator_backward if direction == "backward" else network.estimator_forward
-        samples = Samples(*(torch.cat(column) for column in zip(*parts, strict=True)))
-        explained = fit(estimator, samples, kappa)
-        print(f"{settings.checkpoint} {direction}: {len(samples.cost)} samples, {explained:.3f} of the variance")
-        tensors[f"estimator_{direction}.weight"] = estimator.weight
-        tensors[f"estimator_{direction}.bias"] = estimator.bias
-        with torch.no_grad():
-            executions.append(torch.sigmoid(-estimator(samples.change))[:, 0])
-    tensors["kappa"] = torch.tensor(kappa)
-    tensors["quantiles"] = quantiles(torch.cat(executions))
+    fit_estimators(network, network.samples, MEDIAN)
+    own = ("estimator_", "kappa", "quantiles")
+    tensors = {name: value for name, value in network.state_dict().items() if name.startswith(own)}
     export_tensors(
         settings.target, tensors, {"checkpoint": settings.checkpoint, "skipped": "hold", "tile": str(FRAME_TILE)}
     )
-    print(f"kappa {kappa:.3f}, quantiles of E {[round(q, 3) for q in tensors['quantiles'][::10].tolist()]}")
+    print(f"kappa {network.kappa:.3f}, quantiles of E {[round(q, 3) for q in network.quantiles[::10].tolist()]}")
