@@ -1,7 +1,6 @@
 """Training of MIA-VSR's masks."""
 
 import csv
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.noise import moving_noise
 from vsvsr.errors import UserError
 from vsvsr.models.basicvsr import BasicVSR
 from vsvsr.models.mia import MIAVSR, MaskSite, load, threshold_gate
 from vsvsr.models.mia.block import MaskPredictor
 from vsvsr.training.__main__ import main
-from vsvsr.training.data.clips import Clips, Crops
+from vsvsr.training.data.clips import Crops
 from vsvsr.training.harness import Processes, train
 from vsvsr.training.recipes.mia import MIA, GumbelGate, Settings, _taught, keep_all, load_start, losses, take_head
 
@@ -45,16 +45,7 @@ def test_the_gradient_of_the_sparsity_lowers_every_logit() -> None:
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
     """Two clips of smooth noise that moves."""
-    folder = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    for name in ("0", "1"):
-        (folder / name).mkdir()
-        picture = rng.integers(0, 256, (1, 96, 96, 3), dtype=np.uint8)
-        truth = np.concatenate([np.roll(picture, step, axis=2) for step in range(4)])
-        np.save(folder / name / "gt.npy", truth)
-        np.save(folder / name / "lr.npy", truth.reshape(4, 24, 4, 24, 4, 3).mean((2, 4)).astype(np.uint8))
-        (folder / name / "clip.json").write_text(json.dumps({"scale": 4}))
-    return Crops(Clips(folder, scale=4), frames=2, crop=16)
+    return Crops(moving_noise(tmp_path_factory.mktemp("clips"), side=96, step=1), frames=2, crop=16)
 
 
 def tiny() -> MIAVSR:

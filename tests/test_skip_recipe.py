@@ -1,6 +1,5 @@
 """Training of SkipVSR's backbone and estimators together."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.noise import moving_noise
 from vsvsr.errors import UserError
 from vsvsr.models.skipvsr import SkipVSR, load
 from vsvsr.models.skipvsr.gate import Tally
 from vsvsr.ops.block_skip import SkipGrid
-from vsvsr.training.data.clips import Clips, Crops
+from vsvsr.training.data.clips import Crops
 from vsvsr.training.harness import Processes, train
 from vsvsr.training.recipes import skip
 from vsvsr.training.recipes.skip import Pair, Settings, Skip, losses
@@ -41,16 +41,7 @@ SETTINGS = Settings(
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> Crops:
     """Two clips of noise that moves."""
-    folder = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    for name in ("0", "1"):
-        (folder / name).mkdir()
-        picture = rng.integers(0, 256, (1, 160, 160, 3), dtype=np.uint8)
-        truth = np.concatenate([np.roll(picture, 2 * step, axis=2) for step in range(4)])
-        np.save(folder / name / "gt.npy", truth)
-        np.save(folder / name / "lr.npy", truth.reshape(4, 40, 4, 40, 4, 3).mean((2, 4)).astype(np.uint8))
-        (folder / name / "clip.json").write_text(json.dumps({"scale": 4}))
-    return Crops(Clips(folder, scale=4), frames=3, crop=36)
+    return Crops(moving_noise(tmp_path_factory.mktemp("clips"), side=160, step=2), frames=3, crop=36)
 
 
 @pytest.fixture(autouse=True)
