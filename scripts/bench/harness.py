@@ -23,6 +23,7 @@ import torch
 import vapoursynth as vs
 from torch import Tensor
 
+from vsvsr.jobs.benchmark import processor
 from vsvsr.video.source import open_video
 
 type Measure = Callable[[], float]
@@ -95,11 +96,7 @@ def in_turn(measures: Mapping[str, Measure], rounds: int, *, warmups: int = 1) -
 
 def machine() -> str:
     """Processor, threads in use, GPU if there is one, versions of Python and torch."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    parts = [models[0] if models else platform.processor() or platform.machine()]
-    parts.append(f"{torch.get_num_threads()} of {os.cpu_count()} threads")
+    parts = [processor(), f"{torch.get_num_threads()} of {os.cpu_count()} threads"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return ", ".join([*parts, f"Python {platform.python_version()}", f"torch {torch.__version__}"])

@@ -26,6 +26,7 @@ from torch import Tensor
 from scripts.bench import harness
 from vsvsr import weights
 from vsvsr.evaluation import metrics
+from vsvsr.filters.skip import estimators_of
 from vsvsr.models.skipvsr import SkipVSR, load
 from vsvsr.models.skipvsr.gate import Tally
 
@@ -89,9 +90,9 @@ def mean_psnr(frames: list[Tensor], truth: list[Tensor]) -> float:
 def network(arguments: argparse.Namespace) -> SkipVSR:
     """The network of the arguments; its estimators are only loaded where a threshold needs them."""
     estimators = arguments.estimators
-    known = any(row.name == f"skip-estimators-{arguments.checkpoint}" for row in weights.MANIFEST)
+    known = estimators_of(arguments.checkpoint)
     if estimators is None and known and (any(arguments.thresholds) or arguments.budgets):
-        estimators = weights.find(f"skip-estimators-{arguments.checkpoint}")
+        estimators = weights.find(known)
     hold = {"hold": True, "identity": False, None: None}[arguments.skipped]
     net = load(weights.find(arguments.checkpoint), estimators, mode=arguments.mode, hold=hold).network
     net.stride = arguments.stride or net.stride

@@ -56,6 +56,14 @@ class SkipSettings(ChunkedSettings):
         check(single, "budget", self.budget, "either threshold or budget, not both")
 
 
+def estimators_of(checkpoint: str) -> str | None:
+    """The shipped estimators of published weights; None for those that hold their own, or need none."""
+    from vsvsr import weights
+
+    name = f"skip-estimators-{checkpoint}"
+    return name if any(row.name == name for row in weights.MANIFEST) else None
+
+
 def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     """Load the network and make its streaming session."""
     from vsvsr import weights
@@ -69,8 +77,7 @@ def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     name = settings.model or DEFAULT_MODEL
     # The threshold that a budget stands for is known only when the quantiles are.
     threshold = settings.threshold if settings.budget is None else 1.0
-    known = any(row.name == f"skip-estimators-{name}" for row in weights.MANIFEST)
-    estimators = f"skip-estimators-{name}" if threshold and known and not settings.model_path else None
+    estimators = estimators_of(name) if threshold and not settings.model_path else None
     checkpoint = find_weights("Skip", settings, DEFAULT_MODEL, download=settings.auto_download)
     loaded = load(
         checkpoint,

@@ -235,7 +235,7 @@ def machine(device_index: int | None) -> dict[str, object]:
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "system": platform.platform(),
         "python": platform.python_version(),
-        "processor": _processor(),
+        "processor": processor(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "device": torch.cuda.get_device_name(device) if on_gpu else str(device),
         "driver": f"CUDA {cuda_driver()}" if on_gpu else "",
@@ -245,7 +245,8 @@ def machine(device_index: int | None) -> dict[str, object]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
