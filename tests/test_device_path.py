@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.cases import GPUOf
+from tests.cases import GPUOf, WeightsOf
 from tests.test_planes import memory
 from vsvsr.bridge import FilterInstance
 from vsvsr.engine import memory as device_memory
@@ -535,6 +535,27 @@ class TestMemory:
         opened = create_fastreal(FastRealSettings(model_path=str(tiny_fastreal)), CLIP)
         assert opened.device == meta
         assert dry_runs == [("vsvsr meta", 400, 300)]
+
+    @pytest.mark.parametrize(("fp16", "dtype"), [(False, torch.float32), (True, torch.float16)])
+    @pytest.mark.parametrize("name", sorted(FILTERS))
+    def test_every_filter_computes_single_precision_clips_in_half_where_it_is_asked_for(
+        self, name: str, fp16: bool, dtype: torch.dtype, weights_of: WeightsOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = []
+
+        def way(device: torch.device, dtype: torch.dtype) -> HostTransfer:
+            given.append(dtype)
+            return HostTransfer(dtype)
+
+        for network in (ChunkedNetwork, RecurrentNetwork, Upscaler):
+            monkeypatch.setattr(network, "dry_run", lambda self, width, height: None)
+        monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: torch.device("meta"))
+        for module in ("recurrent", "chunked", "continued"):
+            monkeypatch.setattr(f"vsvsr.engine.{module}.transfer", way)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (9_000_000_000, 9_000_000_000))
+        definition = FILTERS[name]
+        definition.create(definition.settings(model_path=str(weights_of(name)), fp16=fp16), CLIP)
+        assert given == [dtype]
 
     @pytest.mark.parametrize(("given", "budget"), [({}, 3_000_000_000), ({"feature_cache": 5}, 5_000_000)])
     def test_every_chunked_filter_takes_its_feature_cache_from_what_is_free_after_the_dry_run(

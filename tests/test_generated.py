@@ -23,7 +23,7 @@ small: vs.VideoNode = vsvsr.FastReal(clip, segment=120, tile=(64, 64), model="fa
 patch: vs.VideoNode = vsvsr.Skip(clip, budget=0.5, mode="patch", model_path="weights.pth")
 plain: vs.VideoNode = vs.core.vsvsr.FastReal(clip, segment=120, tile=[64, 64])
 method: vs.VideoNode = clip.vsvsr.Ultra(degradation=0.4, prompt="rain")
-large: vs.VideoNode = vsvsr.upscale(clip, preview=True, half=True)
+large: vs.VideoNode = vsvsr.upscale(clip, preview=True, fp16=True)
 other: vs.VideoNode = vsvsr.upscale(clip, "Skip", threshold=0.5, auto_download=True)
 steps: int = vsvsr.Stats(small)["steps"]
 devices: list[str] = vsvsr.Version()["devices"]

@@ -197,7 +197,7 @@ def test_another_order_on_the_same_job_is_refused_with_the_difference(
     for changed, difference in (
         ((*first, "--crf", "20"), "encoder was -c:v libx264 -crf 18, is -c:v libx264 -crf 20"),
         ((*first[:-1], "6"), "arguments.segment was 5, is 6; parts was "),
-        ((*first, "--half"), "half was False, is True"),
+        ((*first, "--fp16"), "arguments.fp16 was not given, is 1"),
         ((*first, "--start", "1"), "frames was [0, 10], is [1, 10]"),
         ((*first, "--arg", "tile=32,0"), "tile was [0, 0], is [32, 0]"),
         ((*first, "--arg", "backend=onnx"), "arguments.backend was not given, is onnx; device was CPU, "),

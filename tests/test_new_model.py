@@ -87,7 +87,7 @@ def create(settings: ToySettings, clip: Clip) -> "FilterSession":
     from vsvsr.models.toy import load
 
     device = choose_device(settings.device_index)
-    dtype = compute_type(clip.format, device)
+    dtype = compute_type(clip.format, device, fp16=settings.fp16)
     loaded = load(find_weights("Toy", settings, DEFAULT_MODEL))
     chunks = partial(loaded.place(device, dtype).chunk, gain=settings.gain)
     return open_chunked(chunks, loaded, settings, clip, device, dtype, result_size=0)

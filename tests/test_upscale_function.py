@@ -93,11 +93,11 @@ def test_a_scene_that_a_detector_has_marked_starts_afresh(plain: vs.VideoNode) -
     assert through[4] != alone[0]
 
 
-def test_half_converts_to_half_precision(plain: vs.VideoNode) -> None:
+def test_fp16_converts_to_half_precision(plain: vs.VideoNode) -> None:
     half = plain.resize.Bicubic(format=vs.RGBH)
     large = vs.core.vsvsr.FastReal(half, device_index=-1)
     expected = play(large.resize.Bicubic(format=vs.RGBS))
-    assert play(vsvsr.upscale(plain, half=True, device_index=-1)) == expected != play(vsvsr.upscale(plain))
+    assert play(vsvsr.upscale(plain, fp16=True, device_index=-1)) == expected != play(vsvsr.upscale(plain))
 
 
 def test_what_cannot_be_upscaled_is_one_line(plain: vs.VideoNode) -> None:

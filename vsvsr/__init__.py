@@ -25,6 +25,7 @@ def FastReal(
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
     tile_pad: int | None = None,
+    fp16: bool | None = None,
     segment: int | None = None,
     warmup: int | None = None,
     state_cache: int | None = None,
@@ -45,6 +46,8 @@ def FastReal(
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
         tile_pad: context around every tile; 0 or more pixels of the source; default 16.
+        fp16: compute in half precision on a GPU: faster, half the memory; clips in RGBH are computed so anyway; default
+            False.
         segment: frames between two restarts of the recurrence; 0 (never restart) or more frames; default what is stored
             with the weights.
         warmup: frames before a segment on which the state is warmed up, at most ``segment``; 0 or more frames; default
@@ -79,6 +82,7 @@ def Skip(
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
     tile_pad: int | None = None,
+    fp16: bool | None = None,
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
@@ -103,6 +107,8 @@ def Skip(
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
         tile_pad: context around every tile; 0 or more pixels of the source; default 16.
+        fp16: compute in half precision on a GPU: faster, half the memory; clips in RGBH are computed so anyway; default
+            False.
         length: frames of a chunk; 0 (the whole clip, or scene, in memory at once) or more frames; default 30.
         overlap: frames of context before and after a chunk; 0 or more frames; default 5.
         state_cache: memory for finished frames that may be asked for again; changes no pixel; 0 or more megabytes;
@@ -138,6 +144,7 @@ def MIA(
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
     tile_pad: int | None = None,
+    fp16: bool | None = None,
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
@@ -159,6 +166,8 @@ def MIA(
             those without tiles, visibly only where something crosses a border; width and height, each 0 (off) or at
             least 32 pixels of the source; default [0, 0].
         tile_pad: context around every tile; 0 or more pixels of the source; default 16.
+        fp16: compute in half precision on a GPU: faster, half the memory; clips in RGBH are computed so anyway; default
+            False.
         length: frames of a chunk; 0 (the whole clip, or scene, in memory at once) or more frames; default 30.
         overlap: frames of context before and after a chunk; 0 or more frames; default 5.
         state_cache: memory for finished frames that may be asked for again; changes no pixel; 0 or more megabytes;
@@ -188,6 +197,7 @@ def Ultra(
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
     tile_pad: int | None = None,
+    fp16: bool | None = None,
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
@@ -211,6 +221,8 @@ def Ultra(
         tile: width and height of spatial tiles, rounded down to multiples of 16; they blend into each other; width and
             height, each 0 (off) or at least 32 pixels of the source; default [192, 192].
         tile_pad: context around every tile, twice as much in the UNet; 0 or more pixels of the source; default 16.
+        fp16: compute in half precision on a GPU: faster, half the memory; clips in RGBH are computed so anyway; default
+            False.
         length: frames of a chunk; 0 (the whole clip, or scene, in memory at once) or more frames; default 30.
         overlap: frames of context before and after a chunk; 24 give the pixels of the whole clip, less is cheaper to
             seek in; 0 or more frames; default 24.
@@ -247,12 +259,12 @@ def upscale(
     clip: "vs.VideoNode",
     name: Literal["FastReal"] = "FastReal",
     *,
-    half: bool = False,
     model: Literal["fastreal-x4", "fastreal-compact-x4", "fastreal-compact-x2"] | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
     tile_pad: int | None = None,
+    fp16: bool | None = None,
     segment: int | None = None,
     warmup: int | None = None,
     state_cache: int | None = None,
@@ -267,7 +279,6 @@ def upscale(
     clip: "vs.VideoNode",
     name: Literal["Skip"],
     *,
-    half: bool = False,
     model: Literal[
         "BasicVSR_REDS4", "BasicVSR_Vimeo90K_BIx4", "BasicVSR_Vimeo90K_BDx4", "RealBasicVSR_x4", "SkipVSR_REDS4"
     ]
@@ -276,6 +287,7 @@ def upscale(
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
     tile_pad: int | None = None,
+    fp16: bool | None = None,
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
@@ -293,12 +305,12 @@ def upscale(
     clip: "vs.VideoNode",
     name: Literal["MIA"],
     *,
-    half: bool = False,
     model: Literal["MIAVSR_REDS_x4", "MIAVSR_Vid4_x4"] | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
     tile_pad: int | None = None,
+    fp16: bool | None = None,
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
@@ -314,12 +326,12 @@ def upscale(
     clip: "vs.VideoNode",
     name: Literal["Ultra"],
     *,
-    half: bool = False,
     model: Literal["UltraVSR"] | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
     tile_pad: int | None = None,
+    fp16: bool | None = None,
     length: int | None = None,
     overlap: int | None = None,
     state_cache: int | None = None,
@@ -340,8 +352,6 @@ def upscale(
 def upscale(
     clip: "vs.VideoNode",
     name: str = "FastReal",
-    *,
-    half: bool = False,
     **arguments: object,
 ) -> "vs.VideoNode":
     """A clip as it comes from a source filter, enlarged by a filter of vsvsr, in its own format and with its own tags.
@@ -352,8 +362,7 @@ def upscale(
     Args:
         clip: YUV, GRAY or RGB, of constant format and size, from 16x16, progressive.
         name: the filter.
-        half: convert to RGBH, so that a GPU computes in half precision; otherwise to RGBS.
-        arguments: the filter's.
+        arguments: the filter's; with ``fp16`` the clip is converted to RGBH, otherwise to RGBS.
 
     Returns:
         The enlarged clip in the format of ``clip``.
@@ -363,7 +372,7 @@ def upscale(
     """
     from vsvsr.filters.upscale import upscale as convert_and_upscale
 
-    return convert_and_upscale(name, clip, _given(arguments), half=half)
+    return convert_and_upscale(name, clip, _given(arguments))
 
 
 def _apply(name: str, arguments: "dict[str, object]") -> "vs.VideoNode":

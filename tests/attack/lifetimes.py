@@ -3,6 +3,7 @@
 import gc
 import random
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -24,6 +25,7 @@ def attack(pool: Pool, rng: random.Random, tally: Tally) -> None:
     """One round: threads that each open filters one after the other, and share one; then nothing is left."""
     vs.core.core.num_threads = rng.choice((1, 2, 4, 8))
     threads = rng.choice((2, 4, 8))
+    before = weakref.WeakSet(_filters())  # of other tests of this process
     shared = pool.draw(rng, sure=True)
     output = pool.open(shared, pool.clip(shared.size, shared.cuts))
     lives = [[(pool.draw(rng, sure=True), rng.random()) for _ in range(LIVES)] for _ in range(threads)]
@@ -39,14 +41,16 @@ def attack(pool: Pool, rng: random.Random, tally: Tally) -> None:
     # The second collection is behind what the first one's destructors have posted.
     for _ in range(2):
         worker_of(torch.device("cpu")).run(gc.collect)
-    left = sum(type(thing) is FilterInstance for thing in gc.get_objects())
+    left = sum(one not in before for one in _filters())
     if left:
         raise DifferenceError(f"{left} filters are left although nobody uses them")
-    # "vsvsr idle" keeps a team of libgomp's; see vsvsr.engine.threads.
-    alive = [thread.name for thread in threading.enumerate() if thread.name.startswith("vsvsr ")]
-    alive = [name for name in alive if name != "vsvsr idle"]
-    if len(alive) != 1:
-        raise DifferenceError(f"the device threads are {alive}")
+    alive = sum(thread.name == "vsvsr cpu" for thread in threading.enumerate())
+    if alive != 1:
+        raise DifferenceError(f"{alive} threads work for the CPU")
+
+
+def _filters() -> list[FilterInstance]:
+    return [thing for thing in gc.get_objects() if type(thing) is FilterInstance]
 
 
 def _live(

@@ -37,7 +37,6 @@ def demo(
             target=video,
             filter_name=FILTER,
             arguments={},
-            half=False,
             frames=slice(None),
             encoding=Encoding(),
         )

@@ -29,7 +29,7 @@ def export(
             "programs that know one input and one output, as vs-mlrt.",
         ),
     ] = 0,
-    half: Annotated[bool, typer.Option("--half", help="Compute in fp16.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Compute in fp16.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", "-y", help="Replace OUT.onnx if it exists.")] = False,
 ) -> None:
     """Write FastReal as ONNX (frames of any size), and say what goes in and comes out.
@@ -48,7 +48,7 @@ def export(
 
     source = weights.find(model)
     loaded = load(source)
-    network = loaded.network.half() if half else loaded.network
+    network = loaded.network.half() if fp16 else loaded.network
     form = Window(network, window) if window else Step(network)
     tensors = described(form)
     with written_whole(output) as path:
@@ -68,7 +68,7 @@ def export(
     for role, names in (("in", form.INPUTS), ("out", form.OUTPUTS)):
         for name in names:
             typer.echo(f"{role:4}{name:12}{tensors[name]}")
-    typer.echo(f"    sides of at least {loaded.smallest_side}, {'fp16' if half else 'fp32'}, opset {OPSET}")
+    typer.echo(f"    sides of at least {loaded.smallest_side}, {'fp16' if fp16 else 'fp32'}, opset {OPSET}")
     if not window:
         restarts = loaded.restarts
         typer.echo(

@@ -34,7 +34,6 @@ def plan(
         target=Path("plan.mkv"),
         filter_name=filter_name,
         arguments=parse_arguments(filter_name, arg or []),
-        half=False,
         frames=slice(None),
         encoding=Encoding(),
     )

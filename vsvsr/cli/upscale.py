@@ -38,7 +38,7 @@ _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
     tuple: (int, "a whole number or several, separated by commas"),
 }
 
-_OPTIONS = ("model", "model_path", "device_index", "tile")
+_OPTIONS = ("model", "model_path", "device_index", "tile", "fp16")
 """Arguments of every filter that have an option of their own."""
 
 app = typer.Typer()
@@ -96,7 +96,7 @@ def upscale(
     send_source: Annotated[
         bool, typer.Option("--send-source", help="Send IN to the machines, which then need not share folders.")
     ] = False,
-    half: Annotated[bool, typer.Option("--half", help="Compute in fp16 (on a GPU).")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help=_help("fp16"))] = False,
     tile: Annotated[str | None, typer.Option(metavar="W,H", help=_help("tile"))] = None,
     segment: Annotated[int | None, typer.Option(help=_help("segment"))] = None,
     arg: Annotated[
@@ -140,6 +140,8 @@ def upscale(
     Finished parts are kept on disk: after a crash or an interruption the same command goes on where it was.
     """
     explicit = {"model": model, "model_path": model_path, "device_index": device, "tile": tile, "segment": segment}
+    if fp16:
+        explicit["fp16"] = 1
     pairs = [f"{key}={value}" for key, value in explicit.items() if value is not None]
     options = tuple(_split(option) for option in encoder_option or ())
     check_filter(filter_name)
@@ -154,7 +156,6 @@ def upscale(
         target=target,
         filter_name=filter_name,
         arguments=parse_arguments(filter_name, [*pairs, *(arg or ())]),
-        half=half,
         frames=_frames(start, end, frame),
         encoding=Encoding(encoder=encoder, crf=crf, options=options),
         size=_size(width, height, fit),

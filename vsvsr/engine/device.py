@@ -68,9 +68,10 @@ def choose_device(index: int | None) -> torch.device:
     return torch.device("cpu")
 
 
-def compute_type(video_format: str, device: torch.device) -> torch.dtype:
-    """fp16 for RGBH on a GPU. CPUs have no fast fp16: there the network computes in fp32 for both formats."""
-    return torch.float16 if video_format == "RGBH" and device.type != "cpu" else torch.float32
+def compute_type(video_format: str, device: torch.device, *, fp16: bool) -> torch.dtype:
+    """fp16 on a GPU for RGBH, or where it is asked for. CPUs have no fast fp16: there the network computes in fp32."""
+    half = (fp16 or video_format == "RGBH") and device.type != "cpu"
+    return torch.float16 if half else torch.float32
 
 
 def _problem(device: torch.device) -> str | None:

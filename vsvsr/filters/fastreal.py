@@ -88,7 +88,7 @@ def open_model(
         device, dtype = onnx.device, onnx.dtype
     else:
         device = choose_device(settings.device_index)
-        dtype = compute_type(clip.format, device)
+        dtype = compute_type(clip.format, device, fp16=settings.fp16)
         network = loaded.place(device, dtype)
 
     def open_tiles(tile: Sequence[int]) -> RecurrentNetwork[Any]:
@@ -115,7 +115,8 @@ def _in_onnx(settings: FastRealSettings, clip: Clip, path: "Path", loaded: "Load
     from vsvsr.models.fastreal.step import OPSET, Picture, Propagate, write_onnx
 
     provider = choose_provider(settings.device_index)
-    dtype = torch.float16 if clip.format == "RGBH" and provider.index >= 0 else torch.float32
+    half = (settings.fp16 or clip.format == "RGBH") and provider.index >= 0
+    dtype = torch.float16 if half else torch.float32
     network = loaded.network.half() if dtype == torch.float16 else loaded.network
     propagate, picture = (
         kept(path, dtype, f"{type(form).__name__.lower()}-{OPSET}", partial(write_onnx, form))

@@ -89,7 +89,6 @@ def _overload(name: str) -> str:
         '    clip: "vs.VideoNode",',
         f'    name: Literal["{name}"]{default},',
         "    *,",
-        "    half: bool = False,",
         *_parameters(arguments_of_filter(name)),
         ') -> "vs.VideoNode": ...',
         "",

@@ -48,7 +48,7 @@ def create(settings: MIASettings, clip: Clip) -> "FilterSession":
     from vsvsr.models.mia import load, refreshing_gate, threshold_gate
 
     device = choose_device(settings.device_index)
-    dtype = compute_type(clip.format, device)
+    dtype = compute_type(clip.format, device, fp16=settings.fp16)
     loaded = load(find_weights("MIA", settings, DEFAULT_MODEL), use_mask=settings.mask)
     network = loaded.place(device, dtype)
     gate = refreshing_gate(settings.refresh) if settings.refresh else threshold_gate

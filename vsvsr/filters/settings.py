@@ -41,6 +41,10 @@ class SharedSettings:
         ),
     ] = (0, 0)
     tile_pad: Annotated[int, Argument("context around every tile", unit="pixels of the source", at_least=0)] = 16
+    fp16: Annotated[
+        bool,
+        Argument("compute in half precision on a GPU: faster, half the memory; clips in RGBH are computed so anyway"),
+    ] = False
 
     def __post_init__(self) -> None:
         for argument in self.arguments():

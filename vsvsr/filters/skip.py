@@ -73,7 +73,7 @@ def create(settings: SkipSettings, clip: Clip) -> "FilterSession":
     from vsvsr.models.skipvsr import load
 
     device = choose_device(settings.device_index)
-    dtype = compute_type(clip.format, device)
+    dtype = compute_type(clip.format, device, fp16=settings.fp16)
     name = settings.model or DEFAULT_MODEL
     # The threshold that a budget stands for is known only when the quantiles are.
     threshold = settings.threshold if settings.budget is None else 1.0

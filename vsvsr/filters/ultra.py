@@ -133,7 +133,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     from vsvsr.streaming import SampledSession
 
     device = choose_device(settings.device_index)
-    dtype = compute_type(clip.format, device)
+    dtype = compute_type(clip.format, device, fp16=settings.fp16)
     loaded, prompts, judge_path = _load(settings)
     network = loaded.place(device, dtype)
 

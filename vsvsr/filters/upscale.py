@@ -10,7 +10,7 @@ from vsvsr.filters.registry import FILTERS
 from vsvsr.video.colour import colour_of, completed, from_float_rgb, to_float_rgb
 
 
-def upscale(name: str, clip: vs.VideoNode, arguments: Mapping[str, object], *, half: bool) -> vs.VideoNode:
+def upscale(name: str, clip: vs.VideoNode, arguments: Mapping[str, object]) -> vs.VideoNode:
     """See `vsvsr.upscale`."""
     try:
         _check(name, clip, arguments)
@@ -22,7 +22,7 @@ def upscale(name: str, clip: vs.VideoNode, arguments: Mapping[str, object], *, h
                     "clip.std.SetFieldBased(0)"
                 )
             colour = completed(colour_of(clip, props), clip.format)
-        rgb = to_float_rgb(clip, colour, half=half)
+        rgb = to_float_rgb(clip, colour, half=bool(arguments.get("fp16")))
     except UserError as error:
         raise vs.Error(f"upscale: {error}") from None
     output = from_float_rgb(apply(name, rgb, arguments), clip.format, colour)

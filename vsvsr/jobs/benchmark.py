@@ -160,7 +160,7 @@ def _timed(
     from vsvsr.engine.transfer import transfer
 
     dtype = torch.float16 if clip.format == "RGBH" else torch.float32
-    way = transfer(device, compute_type(clip.format, device))
+    way = transfer(device, compute_type(clip.format, device, fp16=False))
     pictures = (
         torch.rand((3, clip.height, clip.width)).to(dtype),
         torch.empty((3, clip.height * scale, clip.width * scale), dtype=dtype),

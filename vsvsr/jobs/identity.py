@@ -36,7 +36,6 @@ def identify(order: Order, opened: Opened, device: str) -> Identity:
         "filter": order.filter_name,
         "arguments": {name: _plain(value) for name, value in sorted(order.arguments.items()) if name not in _OTHERWISE},
         "tile": list(opened.tile),
-        "half": order.half,
         "weights": _weights(order),
         "versions": {
             "vsvsr": importlib.metadata.version("vsvsr"),

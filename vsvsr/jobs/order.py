@@ -39,7 +39,6 @@ class Order:
         target: a video file, a picture, or with a name like ``frame_%04d.png`` numbered pictures.
         filter_name: of ``core.vsvsr``.
         arguments: of the filter.
-        half: hand frames to the filter as fp16.
         frames: the part to write; the pixels are those of the whole.
         encoding: how it is compressed.
         size: to scale the filter's result down to.
@@ -49,7 +48,6 @@ class Order:
     target: Path
     filter_name: str
     arguments: Mapping[str, object]
-    half: bool
     frames: slice
     encoding: Encoding
     size: Size | None = None
@@ -84,7 +82,9 @@ class Order:
         stats: dict[str, int] = {}
 
         def change(clip: vs.VideoNode) -> vs.VideoNode:
-            changed = apply(self.filter_name, clip.resize.Point(format=vs.RGBH) if self.half else clip, self.arguments)
+            # Half the bytes to the GPU and back as well.
+            source = clip.resize.Point(format=vs.RGBH) if self.arguments.get("fp16") else clip
+            changed = apply(self.filter_name, source, self.arguments)
             stats.update(vs.core.vsvsr.Stats(changed))
             return changed
 
