@@ -343,7 +343,7 @@ class TestRecorder:
 
         replayed._record(Recorder(capture))
         with torch.inference_mode():
-            replayed.dry_run(72, 56)
+            replayed.dry_run(72, 56, torch.float32)
             sizes = {part.shape for part in tiles.cut(torch.empty(1, 3, 56, 72))}
             assert len(recorded) == 3 * len(sizes)
             states: list[Any] = [None, None]
@@ -517,7 +517,7 @@ class TestMemory:
     def test_a_dry_run_leaves_no_trace(self, network: RecurrentNetwork) -> None:
         _, planes = memory(24, 45, torch.float32)
         before = network.step(None, planes)
-        network.dry_run(40, 24)
+        network.dry_run(40, 24, torch.float32)
         assert torch.equal(network.step(None, planes).hidden[0], before.hidden[0])
 
     def test_a_filter_on_a_gpu_makes_its_dry_run_on_the_device_thread(
@@ -527,14 +527,41 @@ class TestMemory:
         monkeypatch.setattr(
             RecurrentNetwork,
             "dry_run",
-            lambda self, width, height: dry_runs.append((threading.current_thread().name, width, height)),
+            lambda self, *arguments: dry_runs.append((threading.current_thread().name, *arguments)),
         )
         meta = torch.device("meta")
         monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: meta)
         monkeypatch.setattr("vsvsr.engine.recurrent.transfer", lambda device, dtype: HostTransfer(dtype))
         opened = create_fastreal(FastRealSettings(model_path=str(tiny_fastreal)), CLIP)
         assert opened.device == meta
-        assert dry_runs == [("vsvsr meta", 400, 300)]
+        assert dry_runs == [("vsvsr meta", 400, 300, torch.float32)]
+
+    @pytest.mark.parametrize(("video_format", "dtype"), [("RGBS", torch.float32), ("RGBH", torch.float16)])
+    @pytest.mark.parametrize("name", sorted(FILTERS))
+    def test_every_dry_run_has_the_two_pictures_of_a_transfer_in_the_type_of_the_planes(
+        self, name: str, video_format: str, dtype: torch.dtype, weights_of: WeightsOf, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = set()
+
+        class Allocations(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                result = func(*args, **(kwargs or {}))
+                if func.name() == "aten::new_empty":
+                    seen.add((*result.shape, result.dtype))
+                return result
+
+        def rehearsed(device: torch.device, dry_run: Callable[[], object], **limited: bool) -> None:
+            with Allocations():
+                dry_run()
+
+        for module in ("vsvsr.engine.memory", "vsvsr.filters.session"):
+            monkeypatch.setattr(f"{module}.rehearse", rehearsed)
+        definition = FILTERS[name]
+        clip = Clip(format=video_format, width=32, height=16, frames=3)
+        settings = definition.settings(model_path=str(weights_of(name)), device_index=-1, fp16=True)
+        with torch.inference_mode():
+            definition.create(settings, clip)
+        assert (2, 3, 64, 128, dtype) in seen
 
     @pytest.mark.parametrize(("fp16", "dtype"), [(False, torch.float32), (True, torch.float16)])
     @pytest.mark.parametrize("name", sorted(FILTERS))
@@ -548,7 +575,7 @@ class TestMemory:
             return HostTransfer(dtype)
 
         for network in (ChunkedNetwork, RecurrentNetwork, Upscaler):
-            monkeypatch.setattr(network, "dry_run", lambda self, width, height: None)
+            monkeypatch.setattr(network, "dry_run", lambda self, *arguments: None)
         monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: torch.device("meta"))
         for module in ("recurrent", "chunked", "continued"):
             monkeypatch.setattr(f"vsvsr.engine.{module}.transfer", way)
@@ -579,7 +606,7 @@ class TestMemory:
             models.append(model)
 
         for network in (ChunkedNetwork, Upscaler):
-            monkeypatch.setattr(network, "dry_run", lambda self, width, height: dry_runs.append(self))
+            monkeypatch.setattr(network, "dry_run", lambda self, *arguments: dry_runs.append(self))
         monkeypatch.setattr("vsvsr.engine.device.choose_device", lambda index: torch.device("meta"))
         monkeypatch.setattr("vsvsr.engine.chunked.transfer", lambda device, dtype: HostTransfer(dtype))
         monkeypatch.setattr("vsvsr.engine.continued.transfer", lambda device, dtype: HostTransfer(dtype))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,9 +166,9 @@ def test_memory_that_runs_out_at_construction_makes_the_tiles_smaller(
     tried = []
     rehearse = Upscaler.dry_run
 
-    def short(self: Upscaler, width: int, height: int) -> None:
+    def short(self: Upscaler, *arguments: Any) -> None:
         tried.append((self.tile, self.budget))
-        rehearse(self, width, height)
+        rehearse(self, *arguments)
         if self.tile != (16, 16):
             raise torch.OutOfMemoryError
 

@@ -12,7 +12,7 @@ import vsvsr.engine.threads  # noqa: F401  before torch: it decides how torch's 
 
 import torch
 
-from vsvsr.engine.device import gpus
+from vsvsr.engine.device import gpus, sample_type
 from vsvsr.engine.memory import is_out_of_memory, release
 from vsvsr.engine.planes import Arrival, Output, Planes
 from vsvsr.engine.worker import stop_workers, worker_of
@@ -47,7 +47,7 @@ class FilterInstance:
         self._segments = opened.segments
         self._tile = opened.tile
         self._clip = clip
-        self._dtype = torch.float16 if clip.format == "RGBH" else torch.float32
+        self._dtype = sample_type(clip.format)
         self._under_way: dict[int, Arrival] = {}
         """By the address of the first plane, which nothing else has as long as the frame is wanted."""
 

@@ -84,11 +84,18 @@ class ChunkedNetwork:
         """See `ChunkModel.render`."""
         self._transfer.write(partial(self._tiles.write, result.parts), output, result.non_finite)
 
-    def dry_run(self, width: int, height: int) -> None:
-        """Run three black frames on the device, so that out-of-memory shows at construction."""
+    def dry_run(self, width: int, height: int, samples: torch.dtype) -> None:
+        """Run three black frames on the device, so that out-of-memory shows at construction.
+
+        Args:
+            width: of the source.
+            height: of the source.
+            samples: type of the planes.
+        """
         black = self._tiles.pad(torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device))
         # Two pictures, as a transfer has them.
-        picture, _ = black.new_empty((2, 3, height * self._tiles.scale, width * self._tiles.scale))
+        size = 2, 3, height * self._tiles.scale, width * self._tiles.scale
+        picture, _ = black.new_empty(size, dtype=samples)
         frame = Frame(black, black.new_zeros(1, dtype=torch.bool))
         for result in self.run([frame] * 3, range(3), 0):
             self._tiles.write(result.parts, picture.unbind())

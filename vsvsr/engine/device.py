@@ -68,6 +68,11 @@ def choose_device(index: int | None) -> torch.device:
     return torch.device("cpu")
 
 
+def sample_type(video_format: str) -> torch.dtype:
+    """Of the samples in the planes of RGBH and RGBS."""
+    return torch.float16 if video_format == "RGBH" else torch.float32
+
+
 def compute_type(video_format: str, device: torch.device, *, fp16: bool) -> torch.dtype:
     """fp16 on a GPU for RGBH, or where it is asked for. CPUs have no fast fp16: there the network computes in fp32."""
     half = (fp16 or video_format == "RGBH") and device.type != "cpu"

@@ -111,8 +111,14 @@ class RecurrentNetwork[H: Hidden]:
         """See `RecurrentModel.render`."""
         self._transfer.write(partial(self._write, state), output, state.non_finite)
 
-    def dry_run(self, width: int, height: int) -> None:
-        """Run every part once on black frames, so that out-of-memory shows at construction."""
+    def dry_run(self, width: int, height: int, samples: torch.dtype) -> None:
+        """Run every part once on black frames, so that out-of-memory shows at construction.
+
+        Args:
+            width: of the source.
+            height: of the source.
+            samples: type of the planes.
+        """
         pixels = torch.zeros((1, 3, height, width), dtype=self._dtype, device=self._device)
         black = Frame(pixels, pixels.new_zeros(1, dtype=torch.bool))
         parts = self._tiles.cut(self._padded(pixels))
@@ -122,7 +128,8 @@ class RecurrentNetwork[H: Hidden]:
         state = self._step(self._step(None, black), black)
         scale = self._network.scale
         # Two pictures, as a transfer has them.
-        self._write(state, pixels.new_empty((2, 3, height * scale, width * scale))[0].unbind())
+        picture, _ = pixels.new_empty((2, 3, height * scale, width * scale), dtype=samples)
+        self._write(state, picture.unbind())
 
     def _blank(self, frame: Tensor) -> Tensor:
         """Memory for the picture of a frame or tile."""

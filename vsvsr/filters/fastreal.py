@@ -76,7 +76,7 @@ def open_model(
     from collections.abc import Sequence
     from functools import partial
 
-    from vsvsr.engine.device import choose_device, compute_type
+    from vsvsr.engine.device import choose_device, compute_type, sample_type
     from vsvsr.engine.memory import fit_tiles, rehearse
     from vsvsr.engine.recurrent import Network, RecurrentNetwork
     from vsvsr.engine.tiling import TileGrid
@@ -98,7 +98,8 @@ def open_model(
         model = RecurrentNetwork(network, device, dtype, tiles)
         if onnx is not None:
             onnx.prepare(tiles.sizes)
-        rehearse(device, partial(model.dry_run, clip.width, clip.height), limited=onnx is not None and not onnx.on_cpu)
+        dry_run = partial(model.dry_run, clip.width, clip.height, sample_type(clip.format))
+        rehearse(device, dry_run, limited=onnx is not None and not onnx.on_cpu)
         return model
 
     model, tile = fit_tiles(settings.tile, clip.width, clip.height, open_tiles, smallest=SMALLEST_TILE)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vsvsr.engine.chunked import ChunkedNetwork, Chunks
+from vsvsr.engine.device import sample_type
 from vsvsr.engine.memory import feature_budget, fit_tiles, rehearse
 from vsvsr.engine.planes import Output, Planes
 from vsvsr.engine.scenes import SceneDetector
@@ -66,7 +67,7 @@ def open_chunked[Network: nn.Module](
             clip.width, clip.height, tile, settings.tile_pad, smallest=loaded.smallest_side, scale=loaded.scale
         )
         model = ChunkedNetwork(chunks, device, dtype, tiles, result_size)
-        rehearse(device, partial(model.dry_run, clip.width, clip.height))
+        rehearse(device, partial(model.dry_run, clip.width, clip.height, sample_type(clip.format)))
         return model
 
     model, tile = fit_tiles(settings.tile, clip.width, clip.height, open_model, smallest=SMALLEST_TILE)

@@ -123,7 +123,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     import torch
 
     from vsvsr.engine.continued import ContinuedNetwork
-    from vsvsr.engine.device import choose_device, compute_type
+    from vsvsr.engine.device import choose_device, compute_type, sample_type
     from vsvsr.engine.memory import feature_budget, fit_tiles, rehearse
     from vsvsr.engine.planes import read
     from vsvsr.filters.session import in_chunks
@@ -152,7 +152,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
 
     def rehearsed(tile: Sequence[int]) -> None:
         trial = upscaler(network.degradation, tile, 0)
-        rehearse(device, partial(trial.dry_run, clip.width, clip.height))
+        rehearse(device, partial(trial.dry_run, clip.width, clip.height, sample_type(clip.format)))
 
     _, tile = fit_tiles(settings.tile, clip.width, clip.height, rehearsed, smallest=SMALLEST_TILE)
     budget = feature_budget(settings.feature_cache, device)

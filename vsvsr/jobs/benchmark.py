@@ -155,11 +155,11 @@ def _timed(
 ) -> dict[str, float]:
     import torch
 
-    from vsvsr.engine.device import compute_type
+    from vsvsr.engine.device import compute_type, sample_type
     from vsvsr.engine.planes import Output, Planes
     from vsvsr.engine.transfer import transfer
 
-    dtype = torch.float16 if clip.format == "RGBH" else torch.float32
+    dtype = sample_type(clip.format)
     way = transfer(device, compute_type(clip.format, device, fp16=False))
     pictures = (
         torch.rand((3, clip.height, clip.width)).to(dtype),

@@ -231,16 +231,23 @@ class Upscaler:
         """The text embedding of a frame by its number in the clip; None for the clip's own."""
         return next((text for first, text in reversed(self._later) if first <= frame), None)
 
-    def dry_run(self, width: int, height: int) -> None:
+    def dry_run(self, width: int, height: int, samples: torch.dtype) -> None:
         """Take one black frame through everything, so that memory that is too small shows at construction.
 
         What waits between frames comes on top, and is bounded by the budget.
+
+        Args:
+            width: of the source.
+            height: of the source.
+            samples: type of the planes.
         """
         black = torch.zeros((3, height, width), device=self.network.device)
         restoration = self.restoration(0)
         restoration.push(black)
         for restored in restoration.finish():
-            self.render(restored, black.new_empty((3, SCALE * height, SCALE * width)).unbind())
+            # Two pictures, as a transfer has them.
+            picture, _ = black.new_empty((2, 3, SCALE * height, SCALE * width), dtype=samples)
+            self.render(restored, picture.unbind())
         self.frames_seen = 0
 
     @torch.inference_mode()
