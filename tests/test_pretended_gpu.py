@@ -190,6 +190,8 @@ class Waits(Quarter):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.operations += not func.is_view and not func.name().startswith(Launches.FREE)
         self.waits += func.name() in self.NAMES
+        if func.name() == "aten::index.Tensor":
+            self.waits += any(index is not None and index.dtype == torch.bool for index in args[1])
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
@@ -208,6 +210,23 @@ def test_skip_makes_the_host_wait_once_a_frame(gpu_of: GPUOf) -> None:
     (few_waits, few), (many_waits, many) = counted
     assert (many_waits - few_waits) / 2 == 1
     assert (many - few) / 2 <= 1008
+
+
+def test_mia_makes_the_host_wait_once_a_block(gpu_of: GPUOf) -> None:
+    """For the number of kept positions."""
+    gpu_of((8, 0))
+    counted = []
+    for blocks in (1, 3):
+        network = MIAVSR(12, (blocks,), (2,), 16).eval().requires_grad_(False)
+        pin_convolutions(network)
+        with FakeTensorMode(), torch.inference_mode(), Waits() as waits:
+            pretend(network)
+            frames = [torch.empty(1, 3, 32, 48, device="cuda")] * 3
+            for _ in network.features(frames, range(3)):
+                pass
+        counted.append(waits.waits)
+    # Two blocks more in each of four modules, which begin to leave out at their second frame.
+    assert counted[1] - counted[0] == 2 * 4 * 2
 
 
 @pytest.mark.parametrize("name", CASES)

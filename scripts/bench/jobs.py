@@ -37,33 +37,46 @@ def upscale(source: Path, *options: str, first: str = "", environment: dict[str,
     return harness.wall(lambda: subprocess.run(command, env=variables, capture_output=True, check=True))
 
 
-def compare(results: harness.Results, rounds: int, frames: int) -> None:
-    """Seconds, and ratios within each round."""
+def overhead(folder: Path, frames: int) -> dict[str, harness.Measure]:
+    """A film in parts, and in one part."""
+    source = film(folder / "small.mkv", "160:90", frames)
+    return {
+        "in parts": upscale(source, "--device", "-1"),
+        "in one part": upscale(source, "--device", "-1", first=ONE_PART),
+    }
+
+
+def scaling(folder: Path, frames: int) -> dict[str, harness.Measure]:
+    """A film by two workers, and by one process."""
+    source = film(folder / "large.mkv", "320:180", frames)
+    return {
+        "two workers": upscale(source, "--devices=-1,-1", environment=ONE_THREAD),
+        "one process": upscale(source, "--device", "-1", environment=ONE_THREAD),
+    }
+
+
+COMPARISONS = {"overhead": overhead, "scaling": scaling}
+
+
+def compare(results: harness.Results, comparison: str, rounds: int, frames: int) -> None:
+    """Seconds, and the ratio within each round."""
     with tempfile.TemporaryDirectory() as folder:
-        small = film(Path(folder, "small.mkv"), "160:90", frames)
-        large = film(Path(folder, "large.mkv"), "320:180", frames)
-        cases = {
-            ("in parts", "in one part"): {
-                "in parts": upscale(small, "--device", "-1"),
-                "in one part": upscale(small, "--device", "-1", first=ONE_PART),
-            },
-            ("two workers", "one process"): {
-                "two workers": upscale(large, "--devices=-1,-1", environment=ONE_THREAD),
-                "one process": upscale(large, "--device", "-1", environment=ONE_THREAD),
-            },
-        }
-        for (form, against), measures in cases.items():
-            times = harness.in_turn(measures, rounds, warmups=0)
-            results.add(form, {"s": times.median(form), f"to {against}": times.ratio(form, against)})
+        measures = COMPARISONS[comparison](Path(folder), frames)
+        form, against = measures
+        times = harness.in_turn(measures, rounds, warmups=0)
+        results.add(form, {"s": times.median(form), f"to {against}": times.ratio(form, against)})
 
 
 def main() -> None:
     """The command line."""
     parser = harness.arguments(__doc__)
+    parser.add_argument("comparisons", nargs="*", choices=COMPARISONS, default=list(COMPARISONS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=544)
     given = parser.parse_args()
-    compare(harness.Results("jobs", given.csv), given.rounds, given.frames)
+    results = harness.Results("jobs", given.csv)
+    for comparison in given.comparisons:
+        compare(results, comparison, given.rounds, given.frames)
 
 
 if __name__ == "__main__":

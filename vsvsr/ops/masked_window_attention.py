@@ -86,18 +86,20 @@ class _Windows(NamedTuple):
     total: int
 
 
-def _plan(table: Tensor, kinds: Tensor, size: tuple[int, int, int], keep: Tensor | None) -> _Windows:
+def _plan(
+    table: Tensor, kinds: Tensor, size: tuple[int, int, int], keep: Tensor | None, listed: Tensor | None
+) -> _Windows:
     """Choose and sort windows for frames of ``size`` (batch, height, width)."""
     batch, height, width = size
     pixels = height * width
     padding = (table == pixels).expand(batch, -1, -1)
     items = torch.arange(batch, device=table.device)[:, None, None] * pixels
     places = (table + items).masked_fill(padding, 0)
-    if keep is None:
+    if keep is None or listed is None:
         total, kept, target = batch * pixels, ~padding, places
     else:
         flat = keep.flatten()
-        total, kept, target = int(flat.sum()), flat[places] & ~padding, (flat.cumsum(0) - 1)[places]
+        total, kept, target = len(listed), flat[places] & ~padding, (flat.cumsum(0) - 1)[places]
     target = target.masked_fill(~kept, total)
     level = torch.bucketize(kept.sum(2), torch.tensor((0, *_BUCKETS), device=table.device))
     if keep is None:
@@ -171,6 +173,7 @@ def fused_masked_window_attention(
     bias: Tensor,
     position_bias: Tensor,
     keep: Tensor | None = None,
+    kept: Tensor | None = None,
     *,
     window: int = 8,
     shift: int = 0,
@@ -185,7 +188,10 @@ def fused_masked_window_attention(
         keep = torch.ones(current.shape[:3], dtype=torch.bool, device=tokens.device)
         query = F.linear(current.reshape(-1, channels), weight[:channels], bias[:channels])
     else:
-        query = F.linear(current[keep], weight[:channels], bias[:channels])
+        if kept is None:
+            kept = keep.flatten().nonzero().squeeze(1)
+        query = current.reshape(-1, channels).index_select(0, kept)
+        query = F.linear(query, weight[:channels], bias[:channels])
     key_value = F.linear(tokens, weight[channels:], bias[channels:])
     order, counts = kept_positions(keep, window, shift)
     rows = (keep.flatten().cumsum(0) - 1).to(torch.int32)
@@ -209,6 +215,7 @@ def masked_window_attention(
     bias: Tensor,
     position_bias: Tensor,
     keep: Tensor | None = None,
+    kept: Tensor | None = None,
     *,
     window: int = 8,
     shift: int = 0,
@@ -226,6 +233,7 @@ def masked_window_attention(
         bias: of the projections ``(3 * c,)``.
         position_bias: B, ``(heads, window ** 2, frames * window ** 2)``.
         keep: the pixels wanted, bool ``(b, h, w)``; None for all of them.
+        kept: their raster indices in the batch, int64, if they are known: to count them, the host waits for a GPU.
         window: side of a window.
         shift: frames are rolled by ``-shift`` before they are cut into windows, with M = -100 between pixels from
             opposite borders; 0 or ``window // 2``.
@@ -234,8 +242,10 @@ def masked_window_attention(
         ``(kept pixels, c)`` in raster order, before the output projection.
     """
     if runs_kernels(tokens, weight, bias, position_bias):
-        return fused_masked_window_attention(tokens, weight, bias, position_bias, keep, window=window, shift=shift)
-    return masked_window_attention_reference(tokens, weight, bias, position_bias, keep, window=window, shift=shift)
+        fused = fused_masked_window_attention
+        return fused(tokens, weight, bias, position_bias, keep, kept, window=window, shift=shift)
+    plain = masked_window_attention_reference
+    return plain(tokens, weight, bias, position_bias, keep, kept, window=window, shift=shift)
 
 
 def masked_window_attention_reference(
@@ -244,6 +254,7 @@ def masked_window_attention_reference(
     bias: Tensor,
     position_bias: Tensor,
     keep: Tensor | None = None,
+    kept: Tensor | None = None,
     *,
     window: int = 8,
     shift: int = 0,
@@ -253,7 +264,9 @@ def masked_window_attention_reference(
     heads, positions = position_bias.shape[:2]
     biases = shifted_bias(position_bias, window, shift)
     table, kinds = window_table(height, width, window, shift, tokens.device)
-    plan = _plan(table, kinds, (batch, height, width), keep)
+    if keep is not None and kept is None:
+        kept = keep.flatten().nonzero().squeeze(1)
+    plan = _plan(table, kinds, (batch, height, width), keep, kept)
 
     # Rows of the tokens: frames lie one behind the other within an item of the batch.
     pixels = height * width

@@ -61,12 +61,19 @@ class WindowAttention(nn.Module):
         self.predmask = MaskPredictor(dim) if masked else None
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def forward(self, tokens: Tensor, keep: Tensor | None, shift: int) -> Tensor:
-        """Normalised tokens ``(n, 3, h, w, c)`` to the projected attention of the kept pixels ``(kept, c)``."""
+    def forward(self, tokens: Tensor, keep: Tensor | None, kept: Tensor | None, shift: int) -> Tensor:
+        """Normalised tokens ``(n, 3, h, w, c)`` to the projected attention of the kept pixels ``(kept, c)``.
+
+        Args:
+            tokens: of three frames.
+            keep: the mask, None for all pixels.
+            kept: its raster indices.
+            shift: of the windows.
+        """
         rows = self.relative_position_bias_table[self.relative_position_index.flatten()]
         position_bias = rows.view(*self.relative_position_index.shape, self.heads).permute(2, 0, 1)
         attended = masked_window_attention(
-            tokens, self.qkv.weight, self.qkv.bias, position_bias, keep, window=self.window, shift=shift
+            tokens, self.qkv.weight, self.qkv.bias, position_bias, keep, kept, window=self.window, shift=shift
         )
         return self.proj(attended)  # type: ignore[no-any-return]
 
@@ -137,7 +144,7 @@ class MaskedBlock(nn.Module):
     ) -> tuple[Tensor, BlockMemory | None]:
         """The definition."""
         x = stack[:, -1]
-        attention = self.attn(tokens, None, self.shift).view_as(x)
+        attention = self.attn(tokens, None, None, self.shift).view_as(x)
         rate = self.drop_path if self.training else 0.0
         if mask is not None and memory is not None:
             mask = mask[..., None].to(x.dtype)
@@ -154,7 +161,7 @@ class MaskedBlock(nn.Module):
     def _sparse(self, stack: Tensor, tokens: Tensor, memory: BlockMemory, mask: Tensor, kept: Tensor) -> Tensor:
         """Kept positions only; ``memory`` takes their results, and so holds the composite of new and old."""
         channels = stack.shape[-1]
-        memory.attention.view(-1, channels).index_copy_(0, kept, self.attn(tokens, mask, self.shift))
+        memory.attention.view(-1, channels).index_copy_(0, kept, self.attn(tokens, mask, kept, self.shift))
         x = stack[:, -1] + memory.attention
         hidden = self.mlp(self.norm2(x.view(-1, channels).index_select(0, kept)))
         memory.mlp.view(-1, channels).index_copy_(0, kept, hidden)
