@@ -93,6 +93,7 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
                 *("-itsoffset", f"{stamps[0] / TIMESTAMPS_PER_SECOND:.6f}"),
                 *("-f", "concat", "-safe", "0", "-i", url(listed), *source),
                 *("-map", "0:v", "-c:0", "copy", *carried.maps(source=1, first=1), *carried.attached(covers)),
+                *carried.marks(),
                 *(("-map_metadata", "1", "-map_chapters", "1") if described else ()),
                 # ffmpeg begins at a key frame of the picture, and would keep seconds of sound before the first frame.
                 *(("-copypriorss:a", "0", "-copypriorss:s", "0") if film.is_cut else ()),

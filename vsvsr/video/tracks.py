@@ -19,7 +19,7 @@ _SUBTITLES = {
 _MIME_TYPES = {"mjpeg": "image/jpeg", "png": "image/png"}
 """Of pictures that Matroska attaches as files; ffmpeg would copy them as films of one frame."""
 
-_TRACK = re.compile(r"  Stream #0:(\d+)(?:\[\w+\])?(?:\(\w*\))?: (Video|Audio|Subtitle|Attachment|Data): (\w+)(.*)")
+_TRACK = re.compile(r"  Stream #0:(\d+)(?:\[\w+\])?(?:\((\w*)\))?: (Video|Audio|Subtitle|Attachment|Data): (\w+)(.*)")
 _NAME = re.compile(r"\s+filename\s*: (.*)")
 
 
@@ -31,6 +31,8 @@ class Track:
         index: ffmpeg's number of it.
         kind: ``Video``, ``Audio``, ``Subtitle``, ``Attachment`` or ``Data``.
         codec: ffmpeg's name of it.
+        language: of three letters, or empty.
+        is_default: players choose it.
         is_cover: it is a picture attached to the file.
         name: of the attached file, if it is one.
         is_chapters: it holds titles of chapters, which ffmpeg reads and writes by itself.
@@ -39,6 +41,8 @@ class Track:
     index: int
     kind: str
     codec: str
+    language: str = ""
+    is_default: bool = False
     is_cover: bool = False
     name: str = ""
     is_chapters: bool = False
@@ -53,14 +57,25 @@ class Beside:
     """What goes into a file besides its picture.
 
     Attributes:
+        picture: the track whose place another picture takes; None without one.
         tracks: those that ffmpeg takes from the source, with the encoder of each.
         covers: pictures that are attached as files.
         left_out: what the container cannot hold.
     """
 
+    picture: Track | None = None
     tracks: list[tuple[Track, str]] = field(default_factory=list)
     covers: list[Track] = field(default_factory=list)
     left_out: list[Track] = field(default_factory=list)
+
+    def marks(self) -> list[str]:
+        """Output options of ffmpeg that say of the first track what the source says of its picture."""
+        options: list[str] = []
+        if self.picture is not None and self.picture.is_default:
+            options += ["-disposition:0", "default"]
+        if self.picture is not None and self.picture.language:
+            options += ["-metadata:s:0", f"language={self.picture.language}"]
+        return options
 
     def maps(self, source: int, first: int) -> list[str]:
         """Output options of ffmpeg that take the tracks.
@@ -87,14 +102,11 @@ class Beside:
 def beside(described: str, target: Path) -> Beside:
     """What of a source, as ffmpeg describes it, goes into the file ``target`` besides the picture."""
     suffix = target.suffix.lower()
-    result = Beside()
-    picture_seen = False
-    for track in tracks_of(described):
+    tracks = tracks_of(described)
+    result = Beside(picture=next((track for track in tracks if track.kind == "Video" and not track.is_cover), None))
+    for track in tracks:
         encoder: str | None = None
-        if track.is_chapters:
-            continue
-        if track.kind == "Video" and not track.is_cover and not picture_seen:
-            picture_seen = True
+        if track.is_chapters or track is result.picture:
             continue
         if track.kind == "Audio":
             encoder = "libopus" if suffix == ".webm" and track.codec not in ("opus", "vorbis") else "copy"
@@ -120,10 +132,18 @@ def tracks_of(described: str) -> list[Track]:
     for line in described.splitlines():
         found, name = _TRACK.match(line), _NAME.match(line)
         if found:
-            index, kind, codec, more = found.groups()
-            chapters = codec == "bin_data" and "(text " in more
-            cover = "(attached pic)" in more
-            tracks.append(Track(index=int(index), kind=kind, codec=codec, is_cover=cover, is_chapters=chapters))
+            index, language, kind, codec, more = found.groups()
+            tracks.append(
+                Track(
+                    index=int(index),
+                    kind=kind,
+                    codec=codec,
+                    language=language or "",
+                    is_default="(default)" in more,
+                    is_cover="(attached pic)" in more,
+                    is_chapters=codec == "bin_data" and "(text " in more,
+                )
+            )
         elif name and tracks:
             tracks[-1] = replace(tracks[-1], name=name[1].strip())
     return tracks
