@@ -217,6 +217,22 @@ class TestDispatch:
         with FakeTensorMode():
             assert not runs_kernels(torch.empty(2, device="cuda"))
 
+    @pytest.mark.parametrize(("version", "runs"), [("3.5.1", False), ("3.6.0", True), ("4.0.0+git1", True)])
+    def test_a_triton_that_the_kernels_were_not_tried_with_is_told_and_the_plain_form_runs(
+        self,
+        version: str,
+        runs: bool,
+        monkeypatch: pytest.MonkeyPatch,
+        gpu_of: GPUOf,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        monkeypatch.setattr("triton.__version__", version)
+        gpu_of((8, 0))
+        with FakeTensorMode():
+            assert runs_kernels(torch.empty(2, device="cuda")) is runs
+        told = ["PyTorch runs in place of the fused kernels: Triton 3.5.1 is older than 3.6"]
+        assert caplog.messages == ([] if runs else told)
+
     def test_what_keeps_triton_from_launching_is_told_once_and_the_plain_form_runs(
         self, monkeypatch: pytest.MonkeyPatch, gpu_of: GPUOf, caplog: pytest.LogCaptureFixture
     ) -> None:

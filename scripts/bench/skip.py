@@ -51,7 +51,7 @@ def resting(path: Path, count: int, crop: tuple[int, int] | None) -> list[Tensor
     frames = []
     for i in range(count):
         frame = background.clone()
-        y, x = height // 3 + 3 * i, width // 4 + 7 * i
+        y, x = (height // 3 + 3 * i) % (height - 48), (width // 4 + 7 * i) % (width - 48)
         frame[:, y : y + 48, x : x + 48] = piece
         frames.append(frame)
     return frames

@@ -7,6 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+OLDEST_TRITON = (3, 6)
+"""The kernels are compiled and compared by this version and the newest; by 3.4 some spill registers."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -23,10 +26,22 @@ def kernel_problem(device: torch.device) -> str | None:
         return "they need an NVIDIA GPU of compute capability 8.0 or newer"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    problem = launch_problem(device)
+    problem = triton_problem() or launch_problem(device)
     if problem is not None:
         _log.warning("PyTorch runs in place of the fused kernels: %s", problem)
     return problem
+
+
+def triton_problem() -> str | None:
+    """What is wrong with the Triton that is installed; None if nothing is."""
+    try:
+        import triton
+    except Exception as error:  # a library that does not load, whatever its package raises then
+        return _described(error)
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version >= OLDEST_TRITON:
+        return None
+    return f"Triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}"
 
 
 def launch_problem(device: torch.device) -> str | None:
@@ -39,9 +54,13 @@ def launch_problem(device: torch.device) -> str | None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler that is not there, a header, a driver: each raises something else
-        lines = str(error).split("\n")
-        return f"{type(error).__name__}: {lines[0]}"
+        return _described(error)
     return None if given == 42 else f"a kernel that should give 42 gave {given}"
+
+
+def _described(error: Exception) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {str(error).partition('\n')[0]}"
 
 
 def runs_kernels(*tensors: Tensor) -> bool:
