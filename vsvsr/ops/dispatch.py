@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 OLDEST_TRITON = (3, 6)
-"""The kernels are compiled and compared by this version and the newest; by 3.4 some spill registers."""
+"""This version and the newest compile the kernels without spilling registers; 3.4 spills some."""
 
 _log = logging.getLogger(__name__)
 
