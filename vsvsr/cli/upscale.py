@@ -140,8 +140,7 @@ def upscale(
     Finished parts are kept on disk: after a crash or an interruption the same command goes on where it was.
     """
     explicit = {"model": model, "model_path": model_path, "device_index": device, "tile": tile, "segment": segment}
-    if fp16:
-        explicit["fp16"] = 1
+    explicit["fp16"] = 1 if fp16 else None
     pairs = [f"{key}={value}" for key, value in explicit.items() if value is not None]
     options = tuple(_split(option) for option in encoder_option or ())
     check_filter(filter_name)

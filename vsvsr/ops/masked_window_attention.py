@@ -86,20 +86,18 @@ class _Windows(NamedTuple):
     total: int
 
 
-def _plan(
-    table: Tensor, kinds: Tensor, size: tuple[int, int, int], keep: Tensor | None, listed: Tensor | None
-) -> _Windows:
+def _plan(table: Tensor, kinds: Tensor, size: tuple[int, int, int], keep: Tensor | None) -> _Windows:
     """Choose and sort windows for frames of ``size`` (batch, height, width)."""
     batch, height, width = size
     pixels = height * width
     padding = (table == pixels).expand(batch, -1, -1)
     items = torch.arange(batch, device=table.device)[:, None, None] * pixels
     places = (table + items).masked_fill(padding, 0)
-    if keep is None or listed is None:
+    if keep is None:
         total, kept, target = batch * pixels, ~padding, places
     else:
         flat = keep.flatten()
-        total, kept, target = len(listed), flat[places] & ~padding, (flat.cumsum(0) - 1)[places]
+        total, kept, target = int(flat.sum()), flat[places] & ~padding, (flat.cumsum(0) - 1)[places]
     target = target.masked_fill(~kept, total)
     level = torch.bucketize(kept.sum(2), torch.tensor((0, *_BUCKETS), device=table.device))
     if keep is None:
@@ -233,7 +231,7 @@ def masked_window_attention(
         bias: of the projections ``(3 * c,)``.
         position_bias: B, ``(heads, window ** 2, frames * window ** 2)``.
         keep: the pixels wanted, bool ``(b, h, w)``; None for all of them.
-        kept: their raster indices in the batch, int64, if they are known: to count them, the host waits for a GPU.
+        kept: their raster indices in the batch, int64, if they are known: to list them for the kernel, the host waits.
         window: side of a window.
         shift: frames are rolled by ``-shift`` before they are cut into windows, with M = -100 between pixels from
             opposite borders; 0 or ``window // 2``.
@@ -244,8 +242,7 @@ def masked_window_attention(
     if runs_kernels(tokens, weight, bias, position_bias):
         fused = fused_masked_window_attention
         return fused(tokens, weight, bias, position_bias, keep, kept, window=window, shift=shift)
-    plain = masked_window_attention_reference
-    return plain(tokens, weight, bias, position_bias, keep, kept, window=window, shift=shift)
+    return masked_window_attention_reference(tokens, weight, bias, position_bias, keep, window=window, shift=shift)
 
 
 def masked_window_attention_reference(
@@ -254,7 +251,6 @@ def masked_window_attention_reference(
     bias: Tensor,
     position_bias: Tensor,
     keep: Tensor | None = None,
-    kept: Tensor | None = None,
     *,
     window: int = 8,
     shift: int = 0,
@@ -264,9 +260,7 @@ def masked_window_attention_reference(
     heads, positions = position_bias.shape[:2]
     biases = shifted_bias(position_bias, window, shift)
     table, kinds = window_table(height, width, window, shift, tokens.device)
-    if keep is not None and kept is None:
-        kept = keep.flatten().nonzero().squeeze(1)
-    plan = _plan(table, kinds, (batch, height, width), keep, kept)
+    plan = _plan(table, kinds, (batch, height, width), keep)
 
     # Rows of the tokens: frames lie one behind the other within an item of the batch.
     pixels = height * width
