@@ -16,6 +16,7 @@ from vsvsr.models.basicvsr import load as load_basicvsr
 from vsvsr.models.skipvsr import SkipVSR, load
 from vsvsr.models.skipvsr.gate import Tally, TileGate, sample, tile_mean
 from vsvsr.models.skipvsr.head import GatedHead
+from vsvsr.models.skipvsr.motion import changed_windows
 from vsvsr.models.skipvsr.patches import PatchGrid
 from vsvsr.ops.block_skip import BlockWeights, SkipGrid, Tiles, block_skip_reference
 
@@ -198,7 +199,10 @@ def test_chunks_leave_nothing_behind(network: SkipVSR, frames: list[Tensor]) -> 
     assert torch.equal(upscaled(network, frames[:3]), first)
 
 
-def test_a_resting_picture_comes_to_rest(network: SkipVSR, frames: list[Tensor]) -> None:
+def test_a_resting_picture_comes_to_rest_though_its_flow_is_not_exactly_zero(
+    network: SkipVSR, frames: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SkipVSR, "flows", BasicVSR.flows)
     network.threshold = 0.3
     resting = [frames[0][:, :48, :48]] * 9
     executed, pictures = [], []
@@ -206,11 +210,62 @@ def test_a_resting_picture_comes_to_rest(network: SkipVSR, frames: list[Tensor])
     for picture in passes:
         pictures.append(picture)
         executed.append(network.tally.executed)
-    # The forward pass runs in full at the first frame and not at all at the last, though the flow is not exactly
-    # zero. The backward pass, which starts at the last frame, skips everything at the first frames.
+    # The forward pass runs in full at the first frame and not at all at the last. The backward pass, which starts at
+    # the last frame, skips everything at the first frames.
     assert executed[1] - executed[0] > 0.9 * 30 * 9
     assert executed[-1] == executed[-4]
     assert torch.equal(pictures[5], pictures[4])
+
+
+def moving_square(side: int, *places: tuple[int, int]) -> list[Tensor]:
+    """Frames ``(1, 3, 160, 224)`` with a textured square at each of the places and texture that rests elsewhere."""
+    generator = torch.Generator().manual_seed(5)
+    scene, square = torch.rand(1, 3, 160, 224, generator=generator), torch.rand(3, side, side, generator=generator)
+    frames = []
+    for top, left in places:
+        frames.append(scene.clone())
+        frames[-1][0, :, top : top + side, left : left + side] = square
+    return frames
+
+
+def test_the_window_of_a_pair_of_frames_is_what_differs_with_a_margin() -> None:
+    frames = moving_square(12, (80, 96), (83, 100), (83, 100), (0, 212), (0, 100))
+    # Rows 80 to 95 and columns 96 to 112 differ, in cells of 8, and 16 around: 48 and 56 pixels, which become 64.
+    assert changed_windows(frames) == [
+        (slice(64, 128), slice(80, 144)),
+        None,
+        (slice(0, 128), slice(64, 224)),
+        (slice(0, 64), slice(64, 224)),
+    ]
+    small = [frame[..., :64, :70] for frame in moving_square(12, (40, 40), (40, 44))]
+    assert changed_windows(small) == [(slice(0, 64), slice(6, 70))]
+    assert changed_windows(frames[:1]) == []
+
+
+def test_faint_noise_of_a_codec_is_no_change_and_a_slow_pan_over_faint_texture_is() -> None:
+    ramp = (torch.arange(128) / 255 * 2).expand(1, 3, 96, 128)
+    noise = torch.zeros_like(ramp)
+    noise[..., ::3, ::3] = 1 / 255
+    whole = slice(0, 96), slice(0, 128)
+    assert changed_windows([ramp, ramp + noise, ramp + 4 * noise]) == [None, whole]
+    assert changed_windows([ramp, ramp + 0.2 * 2 / 255]) == [whole]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.0])
+def test_flow_is_zero_where_nothing_moves_and_estimated_in_the_window(network: SkipVSR, threshold: float) -> None:
+    frames = moving_square(32, (64, 64), (65, 66))
+    network.threshold = threshold
+    everywhere = network.spynet(frames[1], frames[0])
+    if threshold == 0:
+        assert torch.equal(network.flows(frames)(1, 0), everywhere)
+        return
+    flow = network.flows(frames)(1, 0)
+    ((rows, columns),) = changed_windows(frames)
+    assert torch.equal(flow[..., rows, columns], network.spynet(*(f[..., rows, columns] for f in reversed(frames))))
+    assert flow.count_nonzero() == flow[..., rows, columns].count_nonzero()
+    moving = flow[..., 75:88, 76:88].mean((0, 2, 3))
+    torch.testing.assert_close(moving, torch.tensor([-2.0, -1.0]), atol=0.3, rtol=0)
+    assert torch.equal(network.flows([frames[0], frames[0]])(0, 1), torch.zeros(1, 2, 160, 224))
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 64), (37, 50), (16, 17)])

@@ -16,6 +16,7 @@ from vsvsr.ops import flow_warp
 Direction = Literal["backward", "forward"]
 Trunk = Callable[[Tensor], Tensor]
 Split = Callable[[Tensor], Tensor]
+Flows = Callable[[int, int], Tensor]
 
 
 class BasicVSR(PixelShuffleHead):
@@ -91,14 +92,15 @@ class BasicVSR(PixelShuffleHead):
         """
         buffer = buffer or OffloadBuffer()
         kept: list[Buffered] = []
+        flows = self.flows(frames)
         trunk, state = self.trunk("backward"), None
         for i in range(len(frames) - 1, emit.start - 1, -1):
-            state = self.step(trunk, frames[i], frames[i + 1] if state is not None else None, state, split)
+            state = self.step(trunk, frames[i], flows(i, i + 1) if state is not None else None, state, split)
             if i in emit:
                 kept.append(buffer.put(state))
         trunk, state = self.trunk("forward"), None
         for i in range(emit.stop):
-            state = self.step(trunk, frames[i], frames[i - 1] if state is not None else None, state, split)
+            state = self.step(trunk, frames[i], flows(i, i - 1) if state is not None else None, state, split)
             if i in emit:
                 yield torch.cat((buffer.take(kept.pop()), state), dim=1)
 
@@ -106,13 +108,18 @@ class BasicVSR(PixelShuffleHead):
         """The states of both passes ``(n, 2c, h, w)`` to the features of the picture ``(n, c, h, w)``."""
         return F.leaky_relu(self.fusion(states), 0.1)
 
-    def step(
-        self, trunk: Trunk, frame: Tensor, previous: Tensor | None, state: Tensor | None, split: Split | None = None
-    ) -> Tensor:
-        """One step of a pass: the state of ``previous`` moved to ``frame`` and refined; both ``None`` at the start."""
-        # Flow is computed in SPyNet's own type: it stays fp32 in a network that is otherwise half precision.
+    def flows(self, frames: Sequence[Tensor]) -> Flows:
+        """Flow ``(n, 2, h, w)`` from one of ``frames`` to another one, by their numbers.
+
+        It is computed in SPyNet's own type, which stays fp32 in a network that is otherwise half precision.
+        """
         precise = self.spynet.mean.dtype
-        flow = None if previous is None else self.spynet(frame.to(precise), previous.to(precise))
+        return lambda i, j: self.spynet(frames[i].to(precise), frames[j].to(precise))
+
+    def step(
+        self, trunk: Trunk, frame: Tensor, flow: Tensor | None, state: Tensor | None, split: Split | None = None
+    ) -> Tensor:
+        """One step of a pass: the ``state`` that ``flow`` leads to, moved to ``frame`` and refined; at the start None."""
         if split is not None:
             frame, flow = split(frame), None if flow is None else split(flow)
         if state is None or flow is None:

@@ -7,12 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vsvsr.models.basicvsr.network import BasicVSR, Direction, Trunk
+from vsvsr.models.basicvsr.network import BasicVSR, Direction, Flows, Trunk
 from vsvsr.models.common import Write
 from vsvsr.models.common.offload import OffloadBuffer
 from vsvsr.models.common.padding import extend
 from vsvsr.models.skipvsr.gate import GatedTrunk, Tally, TileGate
 from vsvsr.models.skipvsr.head import GatedHead
+from vsvsr.models.skipvsr.motion import changed_windows
 from vsvsr.models.skipvsr.patches import PatchGrid
 
 Mode = Literal["frame", "patch"]
@@ -71,6 +72,22 @@ class SkipVSR(BasicVSR):
         if self.threshold == 0:
             return trunk
         return GatedTrunk(trunk, self.gate(direction), hold=self.hold, stride=self.stride, tally=self.tally)
+
+    def flows(self, frames: Sequence[Tensor]) -> Flows:
+        """In frame mode zero where neighbouring frames are the same, unless every block runs."""
+        if self.threshold == 0 or self.mode == "patch":
+            return super().flows(frames)
+        windows = changed_windows(frames)
+
+        def flow(i: int, j: int) -> Tensor:
+            window = windows[min(i, j)]
+            flow = frames[i].new_zeros(len(frames[i]), 2, *frames[i].shape[-2:], dtype=self.spynet.mean.dtype)
+            if window is not None:
+                parts = [frames[k][..., window[0], window[1]] for k in (i, j)]
+                flow[..., window[0], window[1]] = super(SkipVSR, self).flows(parts)(0, 1)
+            return flow
+
+        return flow
 
     def gate(self, direction: Direction) -> TileGate:
         """The gate of one direction at the present threshold."""

@@ -2,7 +2,8 @@
 
 Training starts from a published BasicVSR checkpoint, whose flow network stays as it is; the same checkpoint, never
 skipped, is the teacher. In each batch a threshold is drawn and tiles of blocks are skipped by hard decisions of the
-estimators, as in inference, but for one rule: there a block that would run on most tiles runs everywhere.
+estimators, as in inference, but for two rules: there a block that would run on most tiles runs everywhere, and flow is
+zero where neighbouring frames are the same.
 
 The loss (eq. 13) is the Charbonnier distance to the truth, plus the squared error of the estimators (eq. 8), plus the
 distance of the student's features to the teacher's (eq. 10 and 11). Where an estimator's decision let a block run, the
