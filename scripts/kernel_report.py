@@ -5,7 +5,7 @@ Needs no GPU.
 
 import importlib.metadata
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,8 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,9 +29,16 @@ from vsvsr.triton_kernels.ahead_of_time import (  # type: ignore[import-not-foun
     compile_cuda_c,
 )
 
+from vsvsr.models.basicvsr import BasicVSR
+from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.models.fastreal.attention import SelectiveCrossAttention
-from vsvsr.models.fastreal.config import FastRealConfig
+from vsvsr.models.fastreal.config import PLAIN
 from vsvsr.models.fastreal.flow import LightFlow
+from vsvsr.models.mia import MIAVSR
+from vsvsr.models.skipvsr import SkipVSR
+from vsvsr.models.ultra import FULL, build
+from vsvsr.models.ultra.network import run_whole
+from vsvsr.ops import pin_convolutions
 from vsvsr.ops.block_skip import BlockWeights
 from vsvsr.ops.flow_warp import flow_warp_reference, fused_flow_warp
 from vsvsr.ops.masked_window_attention import fused_masked_window_attention, window_table
@@ -94,16 +102,48 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.name().startswith(self.SKIPPED):
-            shapes = tree_map_only(Tensor, lambda x: x.to("meta"), args)
-            result = tree_map_only(Tensor, lambda x: torch.empty_like(x, device="cpu"), func(*shapes, **kwargs))
-        else:
-            result = func(*args, **kwargs)
+        result = self.result(func, args, kwargs)
         if not func.is_view and not func.name().startswith(self.FREE):
             tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
             self.bytes += sum(x.numel() * x.element_size() for x in tensors)
             self.launches += 1
         return result
+
+    def result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What the operation gives."""
+        if not func.name().startswith(self.SKIPPED):
+            return func(*args, **kwargs)
+        shapes = tree_map_only(Tensor, lambda x: x.to("meta"), args)
+        return tree_map_only(Tensor, lambda x: torch.empty_like(x, device="cpu"), func(*shapes, **kwargs))
+
+
+class FrameTraffic(Traffic):  # type: ignore[no-untyped-call]
+    """Counts fake tensors of a GPU, and how often the host waits for it; a quarter of what depends on values is chosen.
+
+    A bias inside a convolution is a launch, and a correction of the light flow makes three.
+    """
+
+    WAITS = ("aten::nonzero", "aten::item", "aten::is_nonzero", "aten::_local_scalar_dense")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits = 0
+
+    def result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        name = func.name()
+        on_gpu = any(x.is_cuda for x in tree_leaves(args) if isinstance(x, Tensor))
+        self.waits += on_gpu and name in self.WAITS
+        self.waits += on_gpu and name == "aten::to.dtype_layout" and kwargs["device"].type == "cpu"
+        self.launches += 2 * (name == "vsvsr::flow_correction")
+        self.launches += name in ("aten::_convolution", "aten::conv2d") and len(args) > 2 and args[2] is not None
+        if name == "aten::nonzero":
+            return args[0].new_empty((args[0].numel() // 4, args[0].dim()), dtype=torch.int64)
+        if name == "aten::index.Tensor" and args[1][0] is not None and args[1][0].dtype == torch.bool:
+            self.waits += on_gpu
+            return args[0].new_empty((args[1][0].numel() // 4, *args[0].shape[args[1][0].dim() :]))
+        if name in self.WAITS:
+            return False if args[0].dtype == torch.bool else 0
+        return func(*args, **kwargs)
 
 
 def counted(run: Callable[[], object]) -> Work:
@@ -281,6 +321,129 @@ def finish_convolution() -> Row:
     return Row("finish_convolution", eager, kernel, kernel)
 
 
+@dataclass(frozen=True)
+class FilterFrame:
+    """A filter at work.
+
+    Attributes:
+        name: of the filter and its network.
+        size: width and height of its frames.
+        make: the network.
+        run: gives the pictures of the frames, one by one.
+        plain: whether PyTorch's forms launch the same whatever the values.
+    """
+
+    name: str
+    size: tuple[int, int]
+    make: Callable[[], nn.Module]
+    run: Callable[[Any, list[Tensor]], Iterator[None]]
+    plain: bool = True
+
+
+def fastreal_frames(network: FastRealVSR, frames: list[Tensor]) -> Iterator[None]:
+    """As in linear playback."""
+    before, hidden = None, None
+    for frame in frames:
+        hidden = network.propagate(frame, before, hidden)
+        before = frame
+        network.render(hidden, frame, planes_for(frame))
+        yield
+
+
+def chunk_frames(network: BasicVSR, frames: list[Tensor]) -> Iterator[None]:
+    """One chunk."""
+    for write in network.chunk(frames, range(len(frames))):
+        write(planes_for(frames[0]))
+        yield
+
+
+def mia_frames(network: MIAVSR, frames: list[Tensor]) -> Iterator[None]:
+    """One chunk."""
+    for frame, features in zip(frames, network.features(frames, range(len(frames))), strict=True):
+        network.render(features, frame, planes_for(frame))
+        yield
+
+
+def planes_for(frame: Tensor) -> Sequence[Tensor]:
+    """Four times the size."""
+    return frame.new_empty(3, 4 * frame.shape[2], 4 * frame.shape[3]).unbind()
+
+
+FILTERS = (
+    FilterFrame("FastReal, `fastreal-x4`", (960, 540), partial(FastRealVSR, PLAIN), fastreal_frames),
+    FilterFrame("FastReal, `fastreal-compact-x4`", (960, 540), partial(FastRealVSR, COMPACT), fastreal_frames),
+    FilterFrame("Skip, every block", (320, 180), SkipVSR, chunk_frames),
+    FilterFrame("Skip, a quarter of the tiles", (320, 180), partial(SkipVSR, threshold=0.5), chunk_frames),
+    FilterFrame("MIA, masked", (320, 180), MIAVSR, mia_frames, plain=False),
+)
+
+
+def on_fake_gpu(network: nn.Module) -> None:
+    """Replace parameters and buffers by fake ones."""
+    for module in network.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, x in tensors.items():
+                if x is not None:
+                    fake = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
+                    tensors[name] = nn.Parameter(fake, requires_grad=False)
+
+
+def of_a_frame(filter_frame: FilterFrame, *, kernels: bool) -> tuple[float, float, float]:
+    """Launches, bytes and waits that one frame more costs, in fp16."""
+    width, height = filter_frame.size
+    problem = None if kernels else "counted without"
+    network = filter_frame.make().eval().requires_grad_(False)
+    pin_convolutions(network)
+    network.half()
+    counts = []
+    with (
+        mock.patch("vsvsr.ops.dispatch.kernel_problem", return_value=problem),
+        FakeTensorMode(),
+        torch.inference_mode(),
+        # Its sampler has no form for fake tensors; convolutions are pinned and do not look here.
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        on_fake_gpu(network)
+        for count in (3, 5):
+            frames = [torch.empty(1, 3, height, width, dtype=torch.half, device="cuda") for _ in range(count)]
+            with FrameTraffic() as traffic:
+                for _ in filter_frame.run(network, frames):
+                    pass
+            counts.append((traffic.launches, traffic.bytes, traffic.waits))
+    launches, moved, waits = ((many - few) / 2 for few, many in zip(*counts, strict=True))
+    return launches, moved, waits
+
+
+def filter_table() -> Iterator[str]:
+    """Launches, bytes and waits of every filter."""
+    yield "| a frame of | size | PyTorch: launches, GB, waits | with the kernels |"
+    yield "| --- " * 4 + "|"
+    for row in FILTERS:
+        cells = [] if row.plain else ["depends on the picture"]
+        for kernels in (False, True) if row.plain else (True,):
+            launches, moved, waits = of_a_frame(row, kernels=kernels)
+            cells.append(f"{launches:.0f}, {moved / 1e9:.2f}, {waits:.0f}")
+        yield f"| {row.name} | {row.size[0]}x{row.size[1]} | " + " | ".join(cells) + " |"
+    ultra = ultra_traffic(180, 320)
+    yield f"| Ultra | 320x180 | {ultra.launches}, {ultra.bytes / 1e9:.0f}, {ultra.waits} | has none |"
+
+
+@torch.inference_mode()
+def ultra_traffic(height: int, width: int) -> FrameTraffic:
+    """A frame of the full configuration in fp16, without what a stream shifts to its neighbours.
+
+    Meta tensors have no values, so nothing waits for one.
+    """
+    with torch.device("meta"):
+        network = build(FULL).half()
+        pin_convolutions(network)
+        unet, decoder = network.unet_steps(520, half(1, 77, 1024)), network.decoder_steps()
+        enlarged = half(1, 3, 4 * height, 4 * width)
+        with FrameTraffic() as traffic:
+            run_whole(decoder, run_whole(unet, network.encode(enlarged)))
+    return traffic  # type: ignore[no-any-return]
+
+
 def compiled_table() -> Iterator[str]:
     """Registers, spills, shared memory and tensor-core instructions per kernel, type and target."""
     yield "| kernel | type | " + " | ".join(f"sm_{capability}" for capability in SHARED_MEMORY) + " | AMD gfx942 |"
@@ -391,6 +554,15 @@ with one launch each, five corrections with three, and one launch for both pyram
 convolution counts as one, because cuDNN adds it in a launch of its own.
 
 {chr(10).join(traffic_table(rows))}
+
+## Frames
+
+One frame in fp16 on a GPU, counted on tensors that have a device but no values: kernel launches, bytes, and how often
+the host waits for the device. A step and its picture in linear playback; in chunks one frame more. Where it depends on
+the picture, a quarter of the tiles or positions is taken. Bytes of `block_residual` and of window attention are those
+of their tensors, not of the chosen part. Copies to and from the host are left out.
+
+{chr(10).join(filter_table())}
 
 ## Roofline
 

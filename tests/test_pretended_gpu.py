@@ -197,9 +197,7 @@ class Waits(Quarter):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-def test_skip_makes_the_host_wait_once_a_frame_and_once_a_chunk(
-    gpu_of: GPUOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_skip_makes_the_host_wait_once_a_frame_and_once_a_chunk(gpu_of: GPUOf, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the tiles of the head, which are gathered, and for the windows in which flow is estimated."""
     monkeypatch.setattr("vsvsr.models.skipvsr.motion._span", lambda changed, size: slice(0, 64))
     gpu_of((8, 0))

@@ -119,7 +119,7 @@ class BasicVSR(PixelShuffleHead):
     def step(
         self, trunk: Trunk, frame: Tensor, flow: Tensor | None, state: Tensor | None, split: Split | None = None
     ) -> Tensor:
-        """One step of a pass: the ``state`` that ``flow`` leads to, moved to ``frame`` and refined; at the start None."""
+        """One step of a pass: the ``state``, moved to ``frame`` along ``flow``, and refined; both None at the start."""
         if split is not None:
             frame, flow = split(frame), None if flow is None else split(flow)
         if state is None or flow is None:
