@@ -171,7 +171,10 @@ MANIFEST: tuple[Weights, ...] = (
     ),
     _shipped("fastreal-x4", "FastReal", 1_441_560, "8f8afa08cfb2646366de5c2ca090521c335da8490a13cc73760b5a1bcd01a63e"),
     _shipped(
-        "fastreal-compact-x4", "FastReal", 595_820, "af6ed830fbe97439c4e210e15ce68a058bbb5405dd8088399676bed0edd9dedf"
+        "fastreal-compact-x4", "FastReal", 596_244, "d61de5d825febad21e339d266ff403a1768c677fe3fe8c1981790775c049777f"
+    ),
+    _shipped(
+        "fastreal-faithful-x4", "FastReal", 595_820, "af6ed830fbe97439c4e210e15ce68a058bbb5405dd8088399676bed0edd9dedf"
     ),
     _shipped(
         "fastreal-compact-x2", "FastReal", 553_740, "bc68de4dc65119f83336f3972a0b6b5429c95bee8b411c9376779c9654d19cbf"
