@@ -125,7 +125,8 @@ def test_weights_say_how_often_their_recurrence_restarts(
         ({"preview": 2}, "preview=2 is not possible; allowed: 0 or 1"),
         (
             {"model": "nothing"},
-            "model='nothing' is not possible; allowed: fastreal-x4 or fastreal-compact-x4 or fastreal-faithful-x4 or fastreal-compact-x2",
+            "model='nothing' is not possible; allowed: fastreal-x4 or fastreal-compact-x4 or fastreal-faithful-x4 or "
+            "fastreal-compact-x2",
         ),
         (
             {"model": "BasicVSR_REDS4"},
