@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.models.common.padding import SMALLEST
+
 _CELL = 8
 _STILL = 0.25 / 255
 """Mean absolute difference of the pixels of a cell up to which it rests. A slow pan over faint texture exceeds it."""
 _MARGIN = 16
 """Pixels around what changed that the flow network sees too."""
 _MULTIPLE = 32
-_SMALLEST = 64
-"""Sides that the flow network takes as they are."""
+"""Of sides that the flow network does not resize."""
 
 Window = tuple[slice, slice]
 """Rows and columns."""
@@ -49,6 +50,6 @@ def _span(changed: Tensor, size: int) -> slice | None:
     if not numbers:
         return None
     first, last = max(numbers[0] * _CELL - _MARGIN, 0), min((numbers[-1] + 1) * _CELL + _MARGIN, size)
-    side = min(max(-(-(last - first) // _MULTIPLE) * _MULTIPLE, _SMALLEST), size)
+    side = min(max(-(-(last - first) // _MULTIPLE) * _MULTIPLE, SMALLEST), size)
     start = min(first, size - side)
     return slice(start, start + side)
