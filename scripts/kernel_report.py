@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from triton.backends.compiler import GPUTarget
 from vsvsr.triton_kernels import lucas_kanade, unpack_planes  # type: ignore[import-not-found]  # its own folder
@@ -29,6 +28,7 @@ from vsvsr.triton_kernels.ahead_of_time import (  # type: ignore[import-not-foun
     compile_cuda_c,
 )
 
+from scripts.simulated_gpu import SimulatedGPU, Traffic, move
 from vsvsr.models.basicvsr import BasicVSR
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.models.fastreal.attention import SelectiveCrossAttention
@@ -85,29 +85,10 @@ class Work:
     tensor_cores: bool = True
 
 
-class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts bytes: every operation that is not a view reads its tensors once and writes its results once.
-
-    Large products and the kernels are not executed: their results are left empty.
-    """
+class EagerTraffic(Traffic):  # type: ignore[no-untyped-call]
+    """Does not execute large products and the kernels: their results are left empty."""
 
     SKIPPED = ("aten::addmm", "aten::mm", "aten::bmm", "aten::convolution", "vsvsr::")
-
-    FREE = ("prim::", "aten::empty", "aten::new_empty", "aten::_unsafe_view", "aten::_local_scalar_dense")
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
-        self.launches = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = self.result(func, args, kwargs)
-        if not func.is_view and not func.name().startswith(self.FREE):
-            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
-            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
-            self.launches += 1
-        return result
 
     def result(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What the operation gives."""
@@ -117,39 +98,10 @@ class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tree_map_only(Tensor, lambda x: torch.empty_like(x, device="cpu"), func(*shapes, **kwargs))
 
 
-class FrameTraffic(Traffic):  # type: ignore[no-untyped-call]
-    """Counts fake tensors of a GPU, and how often the host waits for it; a quarter of what depends on values is chosen.
-
-    A bias inside a convolution is a launch, and a correction of the light flow makes three.
-    """
-
-    WAITS = ("aten::nonzero", "aten::item", "aten::is_nonzero", "aten::_local_scalar_dense")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits = 0
-
-    def result(self, func: Any, args: Any, kwargs: Any) -> Any:
-        name = func.name()
-        on_gpu = any(x.is_cuda for x in tree_leaves(args) if isinstance(x, Tensor))
-        self.waits += on_gpu and name in self.WAITS
-        self.waits += on_gpu and name == "aten::to.dtype_layout" and kwargs["device"].type == "cpu"
-        self.launches += 2 * (name == "vsvsr::flow_correction")
-        self.launches += name in ("aten::_convolution", "aten::conv2d") and len(args) > 2 and args[2] is not None
-        if name == "aten::nonzero":
-            return args[0].new_empty((args[0].numel() // 4, args[0].dim()), dtype=torch.int64)
-        if name == "aten::index.Tensor" and args[1][0] is not None and args[1][0].dtype == torch.bool:
-            self.waits += on_gpu
-            return args[0].new_empty((args[1][0].numel() // 4, *args[0].shape[args[1][0].dim() :]))
-        if name in self.WAITS:
-            return False if args[0].dtype == torch.bool else 0
-        return func(*args, **kwargs)
-
-
 def counted(run: Callable[[], object]) -> Work:
     """What an eager form does."""
     flops = FlopCounterMode(display=False)
-    with torch.no_grad(), flops, Traffic() as traffic:
+    with torch.no_grad(), flops, EagerTraffic() as traffic:
         run()
     return Work(traffic.bytes, flops.get_total_flops(), traffic.launches)
 
@@ -378,16 +330,6 @@ FILTERS = (
 )
 
 
-def on_fake_gpu(network: nn.Module) -> None:
-    """Replace parameters and buffers by fake ones."""
-    for module in network.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, x in tensors.items():
-                if x is not None:
-                    fake = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
-                    tensors[name] = nn.Parameter(fake, requires_grad=False)
-
-
 def of_a_frame(filter_frame: FilterFrame, *, kernels: bool) -> tuple[float, float, float]:
     """Launches, bytes and waits that one frame more costs, in fp16."""
     width, height = filter_frame.size
@@ -403,10 +345,10 @@ def of_a_frame(filter_frame: FilterFrame, *, kernels: bool) -> tuple[float, floa
         # Its sampler has no form for fake tensors; convolutions are pinned and do not look here.
         torch.backends.cudnn.flags(enabled=False),
     ):
-        on_fake_gpu(network)
+        move(network)
         for count in (3, 5):
             frames = [torch.empty(1, 3, height, width, dtype=torch.half, device="cuda") for _ in range(count)]
-            with FrameTraffic() as traffic:
+            with SimulatedGPU() as traffic:
                 for _ in filter_frame.run(network, frames):
                     pass
             counts.append((traffic.launches, traffic.bytes, traffic.waits))
@@ -429,7 +371,7 @@ def filter_table() -> Iterator[str]:
 
 
 @torch.inference_mode()
-def ultra_traffic(height: int, width: int) -> FrameTraffic:
+def ultra_traffic(height: int, width: int) -> SimulatedGPU:
     """A frame of the full configuration in fp16, without what a stream shifts to its neighbours.
 
     Meta tensors have no values, so nothing waits for one.
@@ -439,7 +381,7 @@ def ultra_traffic(height: int, width: int) -> FrameTraffic:
         pin_convolutions(network)
         unet, decoder = network.unet_steps(520, half(1, 77, 1024)), network.decoder_steps()
         enlarged = half(1, 3, 4 * height, 4 * width)
-        with FrameTraffic() as traffic:
+        with SimulatedGPU() as traffic:
             run_whole(decoder, run_whole(unet, network.encode(enlarged)))
     return traffic  # type: ignore[no-any-return]
 
