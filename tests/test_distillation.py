@@ -117,6 +117,24 @@ def test_fastreal_teaches_with_its_state_and_heavily_degraded_clips_can_have_ano
     assert len({row["teacher"] for row in losses.values()}) == 2
 
 
+def test_a_second_teacher_is_mixed_into_what_is_learnt(clips: Path, tmp_path: Path) -> None:
+    taught = shutil.copytree(clips, tmp_path / "clips")
+    for clip in taught.iterdir():
+        np.save(clip / "teacher-fastreal-x4.npy", np.load(clip / "gt.npy"))
+    losses = []
+    for share in ("0", "0.5", "1"):
+        second = ("--second-teacher", "fastreal-x4", "--second-share", share, "--shares", "0.5", "0.5", "0.5", "0.5")
+        assert _distill(taught, tmp_path / share, *second, "--steps", "1") == 0
+        with (tmp_path / share / "log.csv").open() as file:
+            losses.append({name: float(value) for name, value in next(csv.DictReader(file)).items()})
+    # A teacher that is right: with it alone the teacher's loss is that of the truth.
+    assert losses[2]["teacher"] == pytest.approx(losses[2]["truth"])
+    assert losses[0]["teacher"] != pytest.approx(losses[2]["teacher"], rel=0.01)
+    # The loss is nearly a distance, which is convex.
+    assert losses[1]["teacher"] <= (losses[0]["teacher"] + losses[2]["teacher"]) / 2
+    assert losses[1]["teacher"] != pytest.approx(losses[2]["teacher"], rel=0.01)
+
+
 def test_shares_say_how_much_the_teacher_counts_in_each_family(clips: Path, tmp_path: Path) -> None:
     rows = []
     for number, shares in enumerate(("0 0 0 0", "1 0 0 0", "1 1 1 1")):

@@ -3,6 +3,7 @@
 The truth is no function of the degraded frames: a network that is trained on it alone averages over what it could
 have been. The teacher's pictures are, so their sharpness can be learnt. The truth keeps the result faithful, a loss on
 flicker keeps it steadier than the teacher, and, optionally, a discriminator makes texture where both are averaged.
+The mean of two teachers' pictures is nearer to the truth than either, because they err in different ways.
 """
 
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ class Settings(RecurrentSettings):
     heavy_teacher: Annotated[Teacher, Option("whose pictures to learn heavily degraded clips from")] = (
         "realesrgan-x4plus"
     )
+    second_teacher: Annotated[Teacher | None, Option("whose pictures are mixed with those of the others")] = None
+    second_share: Annotated[float, Option("of --second-teacher in the mixture")] = 0.35
     start: Annotated[Path | None, Option("FastReal weights to start from; by default Real-ESRGAN's animevideov3")] = (
         None
     )
@@ -72,20 +75,26 @@ class Losses:
         self._teachers = dict.fromkeys(_FAMILIES, settings.teacher) | {"heavy": settings.heavy_teacher}
 
     def __call__(self, chunk: Chunk) -> dict[str, Tensor]:
-        shares = [self._share(family) for family in chunk.families]
         losses = {"teacher": chunk.pictures.new_zeros(()), "truth": chunk.pictures.new_zeros(())}
-        for i, (family, share) in enumerate(zip(chunk.families, shares, strict=True)):
-            target = chunk.targets[target_name(self._teachers[family])]
-            taught = charbonnier(chunk.pictures[i], target[i])
-            losses["teacher"] = losses["teacher"] + share / len(shares) * taught
+        for i, family in enumerate(chunk.families):
+            share, count = self._share(family), len(chunk.families)
+            taught = charbonnier(chunk.pictures[i], self._target(chunk, i))
+            losses["teacher"] = losses["teacher"] + share / count * taught
             true = charbonnier(chunk.pictures[i], chunk.truth[i])
-            losses["truth"] = losses["truth"] + (1 - share) / len(shares) * true
+            losses["truth"] = losses["truth"] + (1 - share) / count * true
         if self._settings.temporal_consistency and chunk.pictures.shape[1] > 1:
             flicker = temporal_consistency(chunk.pictures, chunk.truth, chunk.flows, charbonnier)
             losses["temporal_consistency"] = self._settings.temporal_consistency * flicker
         if self._adversary is not None:
             losses["gan"] = self._settings.gan * self._adversary.loss(chunk.pictures)
         return losses
+
+    def _target(self, chunk: Chunk, i: int) -> Tensor:
+        """What the teachers make of a sequence."""
+        target = chunk.targets[target_name(self._teachers[chunk.families[i]])][i]
+        if self._settings.second_teacher is None:
+            return target
+        return target.lerp(chunk.targets[target_name(self._settings.second_teacher)][i], self._settings.second_share)
 
     def _share(self, family: str) -> float:
         """Of the teacher, in the pixel loss of a clip."""
@@ -115,7 +124,8 @@ def run(settings: Settings) -> None:
     taught = network(settings).to(processes.device)
     if taught.scale != 4:
         raise UserError(f"the teachers enlarge four times, {settings.start} has scale {taught.scale}; give x4 weights")
-    targets = sorted({target_name(settings.teacher), target_name(settings.heavy_teacher)})
+    teachers = {settings.teacher, settings.heavy_teacher, settings.second_teacher}
+    targets = sorted(target_name(teacher) for teacher in teachers if teacher is not None)
     training, validation = open_clips(taught, settings, processes, targets=targets)
     adversary = None
     if settings.gan:
