@@ -169,7 +169,7 @@ MANIFEST: tuple[Weights, ...] = (
         licence="BSD-3-Clause",
         part=True,
     ),
-    _shipped("fastreal-x4", "FastReal", 1_441_560, "8f8afa08cfb2646366de5c2ca090521c335da8490a13cc73760b5a1bcd01a63e"),
+    _shipped("fastreal-x4", "FastReal", 1_442_808, "43f080ac968e8449f8a14ef1c932373b7954df4aef66ea759e887e792d50892a"),
     _shipped(
         "fastreal-compact-x4", "FastReal", 596_244, "d61de5d825febad21e339d266ff403a1768c677fe3fe8c1981790775c049777f"
     ),
