@@ -12,10 +12,12 @@ import pytest
 import scripts
 from scripts.bench import fastreal_network, harness
 
+SHARED = ("scripts.bench.harness", "scripts.simulated_gpu")
+"""What scripts import."""
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(scripts.__path__, "scripts.")
-    if not module.ispkg and module.name != "scripts.bench.harness"
+    if not module.ispkg and module.name not in SHARED
 )
 BENCHMARKS = [name for name in MODULES if name.startswith("scripts.bench.")]
 
