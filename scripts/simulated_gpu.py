@@ -61,24 +61,28 @@ class SimulatedGPU(Traffic):  # type: ignore[no-untyped-call]
     def result(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What the operation gives, or a quarter of what it could."""
         name = func.name()
-        on_gpu = any(x.is_cuda for x in tree_leaves(args) if isinstance(x, Tensor))
         if name.startswith("vsvsr::"):
             self.kernels.add(name.removeprefix("vsvsr::"))
             self.launches += 2 * (name == "vsvsr::flow_correction")
         if name.startswith("aten::") and "conv" in name:
             self.convolutions.add((name, *args[9:]))
             self.launches += len(args) > 2 and args[2] is not None
-        self.waits += on_gpu and name == "aten::to.dtype_layout" and kwargs["device"].type == "cpu"
+        if name == "aten::to.dtype_layout" and kwargs["device"].type == "cpu":
+            self._wait_for(args)
         if name == "aten::nonzero":
-            self.waits += on_gpu
+            self._wait_for(args)
             return args[0].new_empty((args[0].numel() // 4, args[0].dim()), dtype=torch.int64)
         if name == "aten::index.Tensor" and args[1][0] is not None and args[1][0].dtype == torch.bool:
-            self.waits += on_gpu
+            self._wait_for(args)
             return args[0].new_empty((args[1][0].numel() // 4, *args[0].shape[args[1][0].dim() :]))
         if name in self.READS:
-            self.waits += on_gpu
+            self._wait_for(args)
             return self._answer if args[0].dtype == torch.bool else 0
-        return func(*args, **kwargs)
+        return super().result(func, args, kwargs)
+
+    def _wait_for(self, args: Any) -> None:
+        """Tensors of the GPU."""
+        self.waits += any(x.is_cuda for x in tree_leaves(args) if isinstance(x, Tensor))
 
 
 def move(network: nn.Module) -> None:

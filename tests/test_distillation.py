@@ -78,6 +78,11 @@ def _distill(clips: Path, run: Path, *options: str) -> int:
     return main(["distill", str(clips), str(clips), str(run), *teachers, *size, *options])
 
 
+def _first_losses(run: Path) -> dict[str, float]:
+    with (run / "log.csv").open() as file:
+        return {name: float(value) for name, value in next(csv.DictReader(file)).items()}
+
+
 def test_a_warm_start_is_distilled_into_a_recurrent_network_that_says_how_it_was_made(
     clips: Path, tmp_path: Path
 ) -> None:
@@ -111,8 +116,7 @@ def test_fastreal_teaches_with_its_state_and_heavily_degraded_clips_can_have_ano
     for heavy_teacher in (TEACHER, "fastreal-x4"):
         run, teachers = tmp_path / heavy_teacher, ("--teacher", TEACHER, "--heavy-teacher", heavy_teacher)
         assert _distill(taught, run, *teachers, "--shares", "0", "0", "0", "1", "--batch", "4", "--steps", "1") == 0
-        with (run / "log.csv").open() as file:
-            losses[heavy_teacher] = next(csv.DictReader(file))
+        losses[heavy_teacher] = _first_losses(run)
     assert len({row["truth"] for row in losses.values()}) == 1
     assert len({row["teacher"] for row in losses.values()}) == 2
 
@@ -125,8 +129,7 @@ def test_a_second_teacher_is_mixed_into_what_is_learnt(clips: Path, tmp_path: Pa
     for share in ("0", "0.5", "1"):
         second = ("--second-teacher", "fastreal-x4", "--second-share", share, "--shares", "0.5", "0.5", "0.5", "0.5")
         assert _distill(taught, tmp_path / share, *second, "--steps", "1") == 0
-        with (tmp_path / share / "log.csv").open() as file:
-            losses.append({name: float(value) for name, value in next(csv.DictReader(file)).items()})
+        losses.append(_first_losses(tmp_path / share))
     # A teacher that is right: with it alone the teacher's loss is that of the truth.
     assert losses[2]["teacher"] == pytest.approx(losses[2]["truth"])
     assert losses[0]["teacher"] != pytest.approx(losses[2]["teacher"], rel=0.01)
@@ -139,8 +142,7 @@ def test_shares_say_how_much_the_teacher_counts_in_each_family(clips: Path, tmp_
     rows = []
     for number, shares in enumerate(("0 0 0 0", "1 0 0 0", "1 1 1 1")):
         assert _distill(clips, tmp_path / str(number), "--shares", *shares.split(), "--batch", "6") == 0
-        with (tmp_path / str(number) / "log.csv").open() as file:
-            rows.append({name: float(value) for name, value in next(csv.DictReader(file)).items()})
+        rows.append(_first_losses(tmp_path / str(number)))
     truth, some, taught = rows
     assert truth["teacher"] == taught["truth"] == 0
     # A batch of six has clips of eq. 9 and others.
