@@ -97,6 +97,26 @@ def test_a_warm_start_is_distilled_into_a_recurrent_network_that_says_how_it_was
     assert {"teacher", "truth", "temporal_consistency"} <= set(header)
 
 
+def test_a_network_of_scale_2_learns_from_halved_pictures(clips: Path, tmp_path: Path) -> None:
+    runs = {"published": (), "started": ("--start", str(tmp_path / "published/last.safetensors"))}
+    for name, start in runs.items():
+        assert _distill(clips, tmp_path / name, "--steps", "1", *start) == 0
+    assert _distill(clips, tmp_path / "halved", "--steps", "1", "--scale", "2") == 0
+    assert _distill(clips, tmp_path / "from x4", "--steps", "1", "--scale", "2", *runs["started"]) == 0
+    for whole, half in (("published", "halved"), ("started", "from x4")):
+        assert load_fastreal(tmp_path / half / "last.safetensors").network.scale == 2
+        # The means of four distances are less than those of single pixels, and not by an order.
+        losses, halved = _first_losses(tmp_path / whole), _first_losses(tmp_path / half)
+        assert 0.5 * losses["teacher"] < halved["teacher"] < losses["teacher"]
+
+
+def test_clips_of_scale_2_are_not_taught(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = shutil.copytree(clips / "00000", tmp_path / "clips/00000")
+    (clip / "clip.json").write_text(json.dumps({"scale": 2, "family": "eq. 9"}))
+    assert main(["teach", str(tmp_path / "clips"), "--teacher", TEACHER]) == 1
+    assert "00000 was made for scale 2, the network has scale 4" in capsys.readouterr().err
+
+
 def test_fastreal_teaches_with_its_state_and_heavily_degraded_clips_can_have_another_teacher(
     clips: Path, tmp_path: Path
 ) -> None:
@@ -148,6 +168,20 @@ def test_shares_say_how_much_the_teacher_counts_in_each_family(clips: Path, tmp_
     # A batch of six has clips of eq. 9 and others.
     assert 0 < some["teacher"] < taught["teacher"]
     assert 0 < some["truth"] < truth["truth"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--second-share", "1.5"), "--second-share 1.5 is not possible; allowed: 0 to 1"),
+        (("--shares", "0.5", "0.5", "-0.5", "0.5"), "--shares -0.5 is not possible; allowed: 0 to 1"),
+    ],
+)
+def test_impossible_shares_are_refused(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    assert _distill(clips, tmp_path / "run", *options) == 1
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_clips_of_no_known_family_are_refused(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,18 +1,20 @@
 """Real-ESRGAN's networks against ncnn's own run of the published files, and FastReal's start from one of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from vsvsr import weights
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import PLAIN, FastRealVSR
+from vsvsr.models.fastreal import PLAIN, FastRealConfig, FastRealVSR
 from vsvsr.models.fastreal import load as load_fastreal
 from vsvsr.models.fastreal import save as save_fastreal
 from vsvsr.models.fastreal.flow import LightFlow
-from vsvsr.models.fastreal.warm_start import from_per_frame
+from vsvsr.models.fastreal.warm_start import from_per_frame, halved
 from vsvsr.models.realesrgan import SRVGG, create, load_ncnn, load_published
 
 GOLDEN = load_file(Path(__file__).parent / "data" / "realesrgan.safetensors")
@@ -93,3 +95,20 @@ def test_the_plain_size_is_saved_and_loaded_as_it_is(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(load_fastreal(path).network(clip), network.to(memory_format=torch.channels_last)(clip))
     assert sum(value.numel() for value in network.parameters()) == 717_026
+
+
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, base="bilinear")], ids=lambda config: config.base)
+def test_a_halved_network_gives_the_averages_of_the_pictures(config: FastRealConfig) -> None:
+    torch.manual_seed(3)
+    network = FastRealVSR(config)
+    clip = torch.rand(1, 3, 3, 16, 24)
+    with torch.no_grad():
+        whole, half = network(clip)[0], halved(network)(clip)[0]
+    # Interpolation between pixels is a straight line; at the border it is not, but there the frame goes on as its edge.
+    torch.testing.assert_close(half, F.avg_pool2d(whole, 2), rtol=0, atol=1e-5)
+
+
+def test_only_networks_of_scale_4_with_one_convolution_as_head_can_be_halved() -> None:
+    for config in (FastRealConfig(), replace(PLAIN, scale=2)):
+        with pytest.raises(ValueError, match="only a network of scale 4 with a single head can be halved"):
+            halved(FastRealVSR(config))

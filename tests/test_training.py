@@ -650,6 +650,18 @@ def test_training_crops_match_their_truth(tmp_path: Path) -> None:
     assert torch.equal(batch.truth, batch.frames.repeat_interleave(4, 3).repeat_interleave(4, 4))
 
 
+def test_clips_of_scale_4_serve_a_network_of_scale_2_with_averaged_pictures(tmp_path: Path) -> None:
+    lr = np.random.default_rng(0).integers(0, 256, (5, 9, 10, 3), dtype=np.uint8)
+    write_clip(tmp_path / "00000", lr)
+    truth = np.random.default_rng(1).integers(0, 256, (5, 36, 40, 3), dtype=np.uint8)
+    np.save(tmp_path / "00000/gt.npy", truth)
+    np.save(tmp_path / "00000/a.npy", 255 - truth)
+    piece = Clips(tmp_path, scale=2, targets=["a"]).read(0, (slice(1, 3), slice(2, 6), slice(3, 8)))
+    expected = truth[1:3, 8:24, 12:32].reshape(2, 8, 2, 10, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2) / 255
+    torch.testing.assert_close(piece.truth[0], torch.from_numpy(expected).float())
+    torch.testing.assert_close(piece.targets["a"][0], torch.from_numpy(1 - expected).float())
+
+
 def write_clip(folder: Path, lr: np.ndarray, scale: int = 4) -> None:
     """A clip whose truth are its enlarged pixels."""
     folder.mkdir(parents=True)

@@ -4,6 +4,7 @@ Each clip, scaled to sides that are multiples of 8, is made smaller in several w
 steps, downsampling, x264 crf; for x2 half of the blur and of the noise, which leaves as much of them in the small
 frames), enlarged again by every method, and scored: PSNR-Y, PSNR, SSIM-Y, ERQA (edges restored, 0 to 1), ColorVideoVDP
 (JOD, 10 = same), flicker (the truth's own is 0), NIQE of the first, the middle and the last frame, CPU time a frame.
+For x2 the pictures of the per-frame networks, which enlarge four times, are averaged over 2x2 pixels.
 The case "undegraded" enlarges the clip itself, for the eye: give ``--sheet FOLDER``, which writes crops side by side.
 
 With ``--twin``, weights that were trained with --stateless are run without a state too. With ``--drift FOLDER``, PSNR-Y
@@ -26,6 +27,7 @@ from typing import Literal, get_args
 import imageio_ffmpeg
 import numpy as np
 import torch
+import torch.nn.functional as F
 import vapoursynth as vs
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -147,14 +149,15 @@ def by_filter(call: Callable[[vs.VideoNode], vs.VideoNode], *, weights_file: Pat
     return Method(enlarge, parameters, recurrent=weights_file is not None)
 
 
-def by_network(name: str) -> Method:
-    """A published per-frame network in fp32, without VapourSynth around it."""
+def by_network(name: str, scale: int) -> Method:
+    """A published per-frame network in fp32, without VapourSynth around it; for x2 its pictures are averaged."""
     network = load_ncnn(name, weights.install(name)).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def enlarge(small: vs.VideoNode, first: int) -> Iterator[Tensor]:
         for frame in harness.tensors(small[first:]):
-            yield network(frame[None].contiguous(memory_format=torch.channels_last))[0].clamp(0, 1)
+            picture = network(frame[None].contiguous(memory_format=torch.channels_last))[0].clamp(0, 1)
+            yield F.avg_pool2d(picture, 4 // scale)
 
     return Method(enlarge, count_parameters(network))
 
@@ -177,8 +180,7 @@ def methods(scale: int, files: Mapping[str, Path], twin: Path | None) -> dict[st
         "bicubic": by_filter(lambda clip: clip.resize.Bicubic(**size(clip), filter_param_a=0, filter_param_b=0.5)),
         "Lanczos": by_filter(lambda clip: clip.resize.Lanczos(**size(clip))),
     }
-    if scale == 4:
-        found |= {name: by_network(name) for name in PEERS}
+    found |= {name: by_network(name, scale) for name in PEERS}
     for row in weights.MANIFEST:
         if row.name.startswith("fastreal-") and row.name.endswith(f"-x{scale}"):
             found[row.name] = fastreal(weights.verify(row.name))

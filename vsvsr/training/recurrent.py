@@ -18,6 +18,7 @@ from vsvsr.evaluation.compare import sheet
 from vsvsr.evaluation.metrics import psnr
 from vsvsr.models.fastreal import HEAD, FastRealVSR, load, save
 from vsvsr.models.fastreal.config import Variant
+from vsvsr.models.fastreal.warm_start import halved
 from vsvsr.training.data.clips import Batch, Clips, Crops, write_flows
 from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, means
 from vsvsr.training.settings import AveragedSettings, Option
@@ -197,7 +198,9 @@ class RecurrentTraining:
 
 
 def continued(path: Path, *, scale: Literal[2, 4] | None = None, hsa: Variant | None = None) -> FastRealVSR:
-    """A trained network to train on; attention of another kind and the head of another scale are initialised anew.
+    """A trained network to train on.
+
+    Attention of another kind is initialised anew, and so is the head for another scale, unless it can be `halved`.
 
     Args:
         path: the weights.
@@ -205,6 +208,8 @@ def continued(path: Path, *, scale: Literal[2, 4] | None = None, hsa: Variant | 
         hsa: attention; None for that of the weights.
     """
     start = load(path).network
+    if (scale, start.scale, start.config.head) == (2, 4, "single"):
+        start = halved(start)
     config = replace(start.config, scale=scale or start.config.scale, hsa=hsa or start.config.hsa)
     network = FastRealVSR(config)
     changed = ("hsa.",) * (config.hsa != start.config.hsa) + HEAD * (config.scale != start.scale)

@@ -6,6 +6,8 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
 
+from vsvsr.errors import UserError
+
 
 @dataclass(frozen=True)
 class Option:
@@ -38,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
             continue
         shown = not any(field.default is silent for silent in (MISSING, None, False))
         parser.add_argument(
-            "--" + field.name.replace("_", "-"),
+            _flag(field.name),
             help=option.help + (" (default: %(default)s)" if shown else ""),
             **_form(hints[field.name]),
             **({"required": True} if field.default is MISSING else {"default": field.default}),
@@ -61,8 +63,22 @@ def write_options(settings: Settings) -> list[str]:
             positional.append(str(value))
         elif value != field.default:
             parts = value if isinstance(value, tuple) else () if value is True else (value,)
-            named += ["--" + field.name.replace("_", "-"), *map(str, parts)]
+            named += [_flag(field.name), *map(str, parts)]
     return positional + named
+
+
+def check_shares(settings: Settings, *names: str) -> None:
+    """Raise a UserError where one of these fields, a number or several, does not lie between 0 and 1."""
+    for name in names:
+        value = getattr(settings, name)
+        for share in value if isinstance(value, tuple) else (value,):
+            if not 0 <= share <= 1:
+                raise UserError(f"{_flag(name)} {share} is not possible; allowed: 0 to 1")
+
+
+def _flag(name: str) -> str:
+    """The option for a field."""
+    return "--" + name.replace("_", "-")
 
 
 def _option(kind: type, name: str) -> Option:

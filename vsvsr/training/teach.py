@@ -20,7 +20,7 @@ from vsvsr.files import replace_file
 from vsvsr.models.fastreal import FastRealVSR
 from vsvsr.models.fastreal import load as load_fastreal
 from vsvsr.models.realesrgan import PerFrameNetwork, load_ncnn, load_published
-from vsvsr.training.data.clips import find_clips
+from vsvsr.training.data.clips import Clips
 from vsvsr.training.data.degradation import Degradation, capture
 from vsvsr.training.harness import Processes
 from vsvsr.training.settings import Option
@@ -61,7 +61,7 @@ def run(settings: Settings) -> None:
     network = _load(settings).to(device).to(memory_format=torch.channels_last)
     missing = [
         path
-        for clip in find_clips(settings.clips)
+        for clip in Clips(settings.clips, scale=4).folders
         if not (path := clip / f"{target_name(settings.teacher)}.npy").exists()
     ]
     for path in track(missing, settings.teacher, console=Console(stderr=True)):

@@ -1,4 +1,6 @@
-"""A FastReal that starts from a published per-frame network."""
+"""A FastReal that starts from another network: a published per-frame one, or a FastReal of another scale."""
+
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -36,3 +38,26 @@ def from_per_frame(published: SRVGG, flow: nn.Module, *, state_gain: float) -> F
         target.load_state_dict(layer.state_dict())
     network.flow_estimator.load_state_dict(flow.state_dict())
     return network
+
+
+def halved(network: FastRealVSR) -> FastRealVSR:
+    """The network of scale 2 whose pictures are those of ``network``, averaged over 2x2 pixels.
+
+    The single head is one convolution and a pixel shuffle: the average of its subpixels is that of their weights. Exact
+    but for a bicubic base, whose average is a little softer than bicubic interpolation to the smaller size.
+
+    Args:
+        network: of scale 4, with a single head.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    if (network.scale, network.config.head) != (4, "single"):
+        raise ValueError("only a network of scale 4 with a single head can be halved")
+    result = FastRealVSR(replace(network.config, scale=2))
+    state = network.state_dict()
+    for name in ("conv_last.weight", "conv_last.bias"):
+        subpixels = state[name].unflatten(0, (3, 2, 2, 2, 2))  # colour, then row and its half, column and its half
+        state[name] = subpixels.mean(dim=(2, 4)).flatten(0, 2)
+    result.load_state_dict(state)
+    return result

@@ -13,7 +13,7 @@ from vsvsr.training.data.degradation import Degradation, degrade, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources, load_photograph
 from vsvsr.training.data.second_order import degrade_twice
-from vsvsr.training.settings import Option
+from vsvsr.training.settings import Option, check_shares
 from vsvsr.video.source import Pictures, open_video
 
 _FARTHEST = 200
@@ -117,7 +117,8 @@ def _check(config: DatasetConfig) -> None:
     if any(side % multiple for side in config.size):
         height, width = config.size
         raise UserError(f"--size {height} {width} is not possible; allowed: multiples of {multiple}")
-    for name in (
+    check_shares(
+        config,
         "video_share",
         "noisy_share",
         "light_share",
@@ -125,10 +126,7 @@ def _check(config: DatasetConfig) -> None:
         "interlaced_share",
         "recompressed_share",
         "second_order_share",
-    ):
-        share = getattr(config, name)
-        if not 0 <= share <= 1:
-            raise UserError(f"--{name.replace('_', '-')} {share} is not possible; allowed: 0 to 1")
+    )
 
 
 def _draw_degradation(rng: np.random.Generator, config: DatasetConfig, index: int) -> tuple[str, Degradation, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
@@ -86,14 +87,15 @@ class Clips:
 
     Args:
         folder: what `build` wrote.
-        scale: of the network that is trained; clips of another scale are refused.
+        scale: of the network that is trained. Clips of twice this scale serve too: their large pictures are averaged
+            over 2x2 pixels. Others are refused.
         flow: name of a file of flows, `MOTION` or what `write_flows` returned; clips without it are left out. None for
             recipes that need no flow.
         targets: names of further pictures beside ``gt.npy``, each ``(t, s h, s w, 3)``: ``NAME.npy`` in uint8 or in
             floats from 0 to 1, or ``NAME.safetensors`` with a tensor ``pictures``.
 
     Raises:
-        UserError: there are no clips, or one lacks a target or is of another scale.
+        UserError: there are no clips, or one lacks a target or is of a scale that does not serve.
     """
 
     def __init__(self, folder: Path, *, scale: int, flow: str | None = None, targets: Sequence[str] = ()) -> None:
@@ -106,7 +108,7 @@ class Clips:
             raise UserError(f"no {what} in {folder}; make some with: python -m vsvsr.training build")
         for clip in self.folders:
             made_for = _facts(clip).get("scale")
-            if made_for != scale:
+            if made_for not in (scale, 2 * scale):
                 raise UserError(
                     f"{clip} was made for scale {made_for}, the network has scale {scale}; build other clips"
                 )
@@ -130,8 +132,10 @@ class Clips:
     def read(self, index: int, box: Box) -> Batch:
         """A piece of a clip, as one sequence."""
         clip, (time, *sides) = self.folders[index], box
-        rows, columns = (slice(self.scale * side.start, self.scale * side.stop) for side in sides)
+        facts = _facts(clip)
+        rows, columns = (slice(facts["scale"] * side.start, facts["scale"] * side.stop) for side in sides)
         large = (time, rows, columns)
+        finer = facts["scale"] // self.scale
         frames = _pixels(clip, "lr", box)
         if self.flow is None:
             flows = frames.new_zeros(1, frames.shape[1] - 1, 2, *frames.shape[-2:])
@@ -139,9 +143,14 @@ class Clips:
             flow = np.load(clip / f"{self.flow}.npy", mmap_mode="r")
             between = (slice(time.start, time.stop - 1), slice(None), *sides)
             flows = torch.from_numpy(np.array(flow[between])).float()[None]
-        targets = {name: _pixels(clip, name, large) for name in self.targets}
-        truth, families = _pixels(clip, "gt", large), (_facts(clip).get("family", ""),)
-        return Batch(frames=frames, truth=truth, flows=flows, targets=targets, families=families)
+        truth, *targets = (_averaged(_pixels(clip, name, large), finer) for name in ("gt", *self.targets))
+        return Batch(
+            frames=frames,
+            truth=truth,
+            flows=flows,
+            targets=dict(zip(self.targets, targets, strict=True)),
+            families=(facts.get("family", ""),),
+        )
 
 
 class Crops:
@@ -245,3 +254,8 @@ def _pixels(clip: Path, name: str, box: Box) -> Tensor:
             pixels = file.get_slice("pictures")[box]
     pictures = pixels.permute(0, 3, 1, 2)[None].float()
     return pictures / 255 if pixels.dtype == torch.uint8 else pictures
+
+
+def _averaged(pictures: Tensor, side: int) -> Tensor:
+    """Pictures ``(1, t, 3, h, w)``, averaged over squares of ``side`` pixels."""
+    return pictures if side == 1 else F.avg_pool2d(pictures[0], side)[None]

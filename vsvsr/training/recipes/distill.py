@@ -8,7 +8,7 @@ The mean of two teachers' pictures is nearer to the truth than either, because t
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from vsvsr import weights
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import FastRealVSR, load
-from vsvsr.models.fastreal.warm_start import from_per_frame
+from vsvsr.models.fastreal.warm_start import from_per_frame, halved
 from vsvsr.models.realesrgan import SRVGG, load_ncnn, load_published
 from vsvsr.training.discriminator import Adversary
 from vsvsr.training.harness import Processes, train
 from vsvsr.training.losses import charbonnier, temporal_consistency
 from vsvsr.training.recurrent import Chunk, RecurrentSettings, RecurrentTraining, continued, open_clips
-from vsvsr.training.settings import Option
+from vsvsr.training.settings import Option, check_shares
 from vsvsr.training.teach import Teacher, target_name
 
 _FAMILIES = ("eq. 9", "noisy capture", "light", "heavy")
@@ -48,6 +48,7 @@ class Settings(RecurrentSettings):
     start: Annotated[Path | None, Option("FastReal weights to start from; by default Real-ESRGAN's animevideov3")] = (
         None
     )
+    scale: Annotated[Literal[2, 4] | None, Option("by default that of --start; 2 learns from halved pictures")] = None
     published: Annotated[Path | None, Option(f"the published .pth of {_START}, instead of the installed file")] = None
     flow: Annotated[str, Option("shipped weights whose flow estimator a warm start takes")] = "fastreal-compact-x4"
     state_gain: Annotated[float, Option("of the state's weights in a warm start, relative to the others")] = 0.15
@@ -108,22 +109,22 @@ def network(settings: Settings) -> FastRealVSR:
     """The network to start from."""
     torch.manual_seed(settings.seed)
     if settings.start is not None:
-        return continued(settings.start, hsa=settings.hsa)
+        return continued(settings.start, scale=settings.scale, hsa=settings.hsa)
     if settings.published is not None:
         published = load_published(_START, settings.published)
     else:
         published = load_ncnn(_START, weights.install(_START))
     assert isinstance(published, SRVGG)
     flow = load(weights.verify(settings.flow)).network.flow_estimator
-    return from_per_frame(published, flow, state_gain=settings.state_gain)
+    started = from_per_frame(published, flow, state_gain=settings.state_gain)
+    return halved(started) if settings.scale == 2 else started
 
 
 def run(settings: Settings) -> None:
     """Train."""
+    check_shares(settings, "shares", "second_share")
     processes = Processes.launched()
     taught = network(settings).to(processes.device)
-    if taught.scale != 4:
-        raise UserError(f"the teachers enlarge four times, {settings.start} has scale {taught.scale}; give x4 weights")
     teachers = {settings.teacher, settings.heavy_teacher, settings.second_teacher}
     targets = sorted(target_name(teacher) for teacher in teachers if teacher is not None)
     training, validation = open_clips(taught, settings, processes, targets=targets)
