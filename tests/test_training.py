@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -30,7 +31,7 @@ from vsvsr.ops import flow_warp
 from vsvsr.training.__main__ import main
 from vsvsr.training.data.build import DatasetConfig, build_dataset
 from vsvsr.training.data.clips import Clips, Crops, write_flows
-from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, downsample, noise_field
+from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, downsample, noise_field, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources
 from vsvsr.training.discriminator import Adversary, UNetDiscriminator
@@ -239,6 +240,24 @@ def test_a_share_of_another_family_leaves_the_truth_and_the_other_clips_as_they_
         assert settings["sigma"][0] == settings["sigma"][1]
         assert (before / "lr.npy").read_bytes() != (after / "lr.npy").read_bytes()
     assert 1 <= others <= 4
+
+
+def test_a_soft_truth_is_a_blurred_one_and_what_is_degraded(sources: Path, tmp_path: Path) -> None:
+    sharp = dataclasses.replace(DATA, clips=6, frames=2, clean=True)
+    build_dataset(sources, tmp_path / "sharp", sharp)
+    build_dataset(sources, tmp_path / "soft", dataclasses.replace(sharp, soft_share=0.5))
+    softened = 0
+    for index in range(6):
+        before, after = (tmp_path / folder / f"{index:05d}" for folder in ("sharp", "soft"))
+        sigma = json.loads((after / "clip.json").read_text()).get("softness")
+        truth, expected = np.load(after / "gt.npy"), np.load(before / "gt.npy").astype(float)
+        if sigma is not None:
+            softened += 1
+            assert 1 <= sigma <= 4
+            expected = gaussian_filter(expected, (0, sigma, sigma, 0), mode="nearest", radius=10)
+        assert np.abs(truth - expected).max() <= 1
+        assert np.array_equal(np.load(after / "lr.npy"), shrink(truth, scale=4))
+    assert 1 <= softened <= 5
 
 
 def test_noise_has_the_strength_the_grain_and_the_slope_that_were_drawn() -> None:

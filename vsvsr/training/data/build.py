@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 
 from vsvsr.errors import UserError
 from vsvsr.files import replace_file
-from vsvsr.training.data.degradation import Degradation, degrade, shrink
+from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources, load_photograph
 from vsvsr.training.data.second_order import degrade_twice
@@ -18,6 +19,10 @@ from vsvsr.video.source import Pictures, open_video
 
 _FARTHEST = 200
 """Clips begin in the first frames of a video: those behind have to be decoded too."""
+
+
+_SOFTNESS = (1.0, 4.0)
+"""Standard deviation of the blur of a truth out of focus, in high-resolution pixels, for x4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class DatasetConfig:
     noisy_share: Annotated[float, Option("share of noisy captures, encoded well (tapes, grain, darkness)")] = 0.0
     light_share: Annotated[float, Option("share of good footage, hardly degraded")] = 0.0
     heavy_share: Annotated[float, Option("share of heavily blurred and compressed footage")] = 0.0
+    soft_share: Annotated[float, Option("share of clips whose truth is out of focus, as much of real footage is")] = 0.0
     interlaced_share: Annotated[float, Option("share of clips of interlaced origin")] = 0.0
     recompressed_share: Annotated[float, Option("share of clips compressed twice")] = 0.0
     second_order_share: Annotated[float, Option("share of clips degraded twice over, as RealBasicVSR's")] = 0.0
@@ -68,6 +74,13 @@ def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> 
     return frames[:, top : top + config.size[0], left : left + config.size[1]]
 
 
+def _softened(frames: np.ndarray, sigma: float) -> np.ndarray:
+    """Frames ``(t, h, w, 3)`` out of focus: blurred by a Gaussian."""
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    blurred: np.ndarray = blur(images, blur_kernel((sigma, sigma), 0.0)).permute(0, 2, 3, 1).round().byte().numpy()
+    return blurred
+
+
 def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
     """Write clips ``00000``, ``00001``, ... below ``target``; those that are there already are kept.
 
@@ -93,8 +106,12 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
             clip = synthetic_clip(photographs, rng, frames=config.frames, size=config.size, scale=config.scale)
             frames = clip.frames
             np.save(folder / "motion.npy", clip.flow)
-        np.save(folder / "gt.npy", frames)
         settings: dict[str, Any] = {"scale": config.scale}
+        own = np.random.default_rng((config.seed, index, 4))
+        if own.random() < config.soft_share:
+            settings["softness"] = own.uniform(*_SOFTNESS) * config.scale / 4
+            frames = _softened(frames, settings["softness"])
+        np.save(folder / "gt.npy", frames)
         if config.clean:
             settings |= {"family": "clean", "resize": "bicubic with anti-aliasing"}
             small = shrink(frames, scale=config.scale)
@@ -123,6 +140,7 @@ def _check(config: DatasetConfig) -> None:
         "noisy_share",
         "light_share",
         "heavy_share",
+        "soft_share",
         "interlaced_share",
         "recompressed_share",
         "second_order_share",
