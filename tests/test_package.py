@@ -126,12 +126,12 @@ def test_weights_say_how_often_their_recurrence_restarts(
         (
             {"model": "nothing"},
             "model='nothing' is not possible; allowed: fastreal-x4 or fastreal-compact-x4 or fastreal-faithful-x4 or "
-            "fastreal-compact-x2",
+            "fastreal-x2 or fastreal-compact-x2",
         ),
         (
             {"model": "BasicVSR_REDS4"},
             "model='BasicVSR_REDS4' is not possible; "
-            "allowed: fastreal-x4 or fastreal-compact-x4 or fastreal-faithful-x4 or fastreal-compact-x2",
+            "allowed: fastreal-x4 or fastreal-compact-x4 or fastreal-faithful-x4 or fastreal-x2 or fastreal-compact-x2",
         ),
     ],
 )

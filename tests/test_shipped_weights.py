@@ -18,7 +18,13 @@ def pixels(clip: vs.VideoNode) -> Tensor:
 
 @pytest.mark.parametrize(
     ("model", "scale"),
-    [("fastreal-x4", 4), ("fastreal-compact-x4", 4), ("fastreal-faithful-x4", 4), ("fastreal-compact-x2", 2)],
+    [
+        ("fastreal-x4", 4),
+        ("fastreal-compact-x4", 4),
+        ("fastreal-faithful-x4", 4),
+        ("fastreal-x2", 2),
+        ("fastreal-compact-x2", 2),
+    ],
 )
 def test_fastreal_comes_closer_to_the_truth_than_bicubic(core: vs.Core, model: str, scale: int) -> None:
     truth = core.bs.VideoSource(str(clip_path("bikes.mp4")), cachemode=0)[45:55]

@@ -20,7 +20,8 @@ __all__ = ["MIA", "FastReal", "Skip", "Stats", "Ultra", "Version", "upscale"]
 def FastReal(
     clip: "vs.VideoNode",
     *,
-    model: Literal["fastreal-x4", "fastreal-compact-x4", "fastreal-faithful-x4", "fastreal-compact-x2"] | None = None,
+    model: Literal["fastreal-x4", "fastreal-compact-x4", "fastreal-faithful-x4", "fastreal-x2", "fastreal-compact-x2"]
+    | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,
@@ -38,7 +39,7 @@ def FastReal(
     Args:
         clip: RGBS or RGBH, from 16x16.
         model: weights in the package, by name; fastreal-x4 or fastreal-compact-x4 or fastreal-faithful-x4 or
-            fastreal-compact-x2; default fastreal-x4.
+            fastreal-x2 or fastreal-compact-x2; default fastreal-x4.
         model_path: weights file of your own, instead of ``model``; an existing file.
         device_index: CUDA device, -1 = CPU; without CUDA a GPU of another make that PyTorch has (not tried); default
             the first CUDA device if there is one, else the CPU.
@@ -259,7 +260,8 @@ def upscale(
     clip: "vs.VideoNode",
     name: Literal["FastReal"] = "FastReal",
     *,
-    model: Literal["fastreal-x4", "fastreal-compact-x4", "fastreal-faithful-x4", "fastreal-compact-x2"] | None = None,
+    model: Literal["fastreal-x4", "fastreal-compact-x4", "fastreal-faithful-x4", "fastreal-x2", "fastreal-compact-x2"]
+    | None = None,
     model_path: "str | PathLike[str] | None" = None,
     device_index: int | None = None,
     tile: "Sequence[int] | None" = None,

@@ -171,13 +171,14 @@ MANIFEST: tuple[Weights, ...] = (
     ),
     _shipped("fastreal-x4", "FastReal", 1_442_808, "43f080ac968e8449f8a14ef1c932373b7954df4aef66ea759e887e792d50892a"),
     _shipped(
-        "fastreal-compact-x4", "FastReal", 596_244, "d61de5d825febad21e339d266ff403a1768c677fe3fe8c1981790775c049777f"
+        "fastreal-compact-x4", "FastReal", 597_212, "8a1e7abb6d182578e65042bdb08285dbebd2436e387620d85c64d78458e37828"
     ),
     _shipped(
         "fastreal-faithful-x4", "FastReal", 595_820, "af6ed830fbe97439c4e210e15ce68a058bbb5405dd8088399676bed0edd9dedf"
     ),
+    _shipped("fastreal-x2", "FastReal", 1_400_496, "d0c170758586c74b42e3076656fce096a5f92bf1746d84158777094e620beeca"),
     _shipped(
-        "fastreal-compact-x2", "FastReal", 553_740, "bc68de4dc65119f83336f3972a0b6b5429c95bee8b411c9376779c9654d19cbf"
+        "fastreal-compact-x2", "FastReal", 554_948, "6db7e18756308f8a1667df6aebc4e1818a02a982a0c7df438b202c8583f52faa"
     ),
     _shipped(
         "SkipVSR_REDS4",
