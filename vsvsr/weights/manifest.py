@@ -176,9 +176,9 @@ MANIFEST: tuple[Weights, ...] = (
     _shipped(
         "fastreal-faithful-x4", "FastReal", 595_820, "af6ed830fbe97439c4e210e15ce68a058bbb5405dd8088399676bed0edd9dedf"
     ),
-    _shipped("fastreal-x2", "FastReal", 1_400_496, "d0c170758586c74b42e3076656fce096a5f92bf1746d84158777094e620beeca"),
+    _shipped("fastreal-x2", "FastReal", 1_400_496, "5aebfcc9757f8ed9d0b83121f1e37ec2c99189ca303568a962483e3cddf96071"),
     _shipped(
-        "fastreal-compact-x2", "FastReal", 554_948, "6db7e18756308f8a1667df6aebc4e1818a02a982a0c7df438b202c8583f52faa"
+        "fastreal-compact-x2", "FastReal", 554_948, "6063e1273ffbc968f7331bfbd4b5b6859a552ac379e2b9e1d1ac5ece6d3dcd56"
     ),
     _shipped(
         "SkipVSR_REDS4",
