@@ -157,7 +157,7 @@ def by_network(name: str, scale: int) -> Method:
     def enlarge(small: vs.VideoNode, first: int) -> Iterator[Tensor]:
         for frame in harness.tensors(small[first:]):
             picture = network(frame[None].contiguous(memory_format=torch.channels_last))[0].clamp(0, 1)
-            yield F.avg_pool2d(picture, 4 // scale)
+            yield picture if scale == 4 else F.avg_pool2d(picture, 2)
 
     return Method(enlarge, count_parameters(network))
 

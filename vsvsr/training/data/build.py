@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 
 from vsvsr.errors import UserError
 from vsvsr.files import replace_file
-from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, shrink
+from vsvsr.training.data.degradation import Degradation, capture, degrade, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources, load_photograph
 from vsvsr.training.data.second_order import degrade_twice
@@ -76,16 +75,14 @@ def _video_clip(path: Path, rng: np.random.Generator, config: DatasetConfig) -> 
 
 def _softened(frames: np.ndarray, sigma: float) -> np.ndarray:
     """Frames ``(t, h, w, 3)`` out of focus: blurred by a Gaussian."""
-    images = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-    blurred: np.ndarray = blur(images, blur_kernel((sigma, sigma), 0.0)).permute(0, 2, 3, 1).round().byte().numpy()
-    return blurred
+    return capture(frames, Degradation(sigma=(sigma, sigma), noise=0.0, resize="area", crf=0), scale=1, seed=0)
 
 
 def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
     """Write clips ``00000``, ``00001``, ... below ``target``; those that are there already are kept.
 
-    Each is a folder with ``gt.npy`` ``(t, h, w, 3)`` and ``lr.npy`` (uint8), ``clip.json`` (scale, family and
-    parameters of the degradation), and for synthetic clips ``motion.npy``, the true flow.
+    Each is a folder with ``gt.npy`` ``(t, h, w, 3)`` and ``lr.npy`` (uint8), ``clip.json`` (scale, softness,
+    family and parameters of the degradation), and for synthetic clips ``motion.npy``, the true flow.
     """
     _check(config)
     pictures, videos = find_sources(sources)
