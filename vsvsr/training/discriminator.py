@@ -1,13 +1,11 @@
 """The discriminator of adversarial recipes, and its training."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from vsvsr.training.harness import Optimiser, Processes
+from vsvsr.training.harness import Optimiser, Processes, Stateful
 from vsvsr.training.recurrent import Chunk
 
 
@@ -82,9 +80,6 @@ class Adversary:
             logits = self.discriminator(flat).float()
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"discriminator": self.discriminator.state_dict(), "optimiser": self._optimiser.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.discriminator.load_state_dict(state["discriminator"])
-        self._optimiser.load_state_dict(state["optimiser"])
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        return {"discriminator": self.discriminator, "discriminator optimiser": self._optimiser}

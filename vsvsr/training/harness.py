@@ -254,6 +254,13 @@ def export_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str
     replace_file(partial, path)
 
 
+class Stateful(Protocol):
+    """What a checkpoint keeps and restores."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object: ...
+
+
 class Recipe(Protocol):
     """What `train` trains.
 
@@ -261,6 +268,7 @@ class Recipe(Protocol):
         phase: name of the weights that are exported now.
         best_by: the score whose highest value so far chooses the weights ``best``, or None.
         pixels: low-resolution pixels of a step, on all processes together.
+        parts: everything that training changes, by name.
     """
 
     @property
@@ -269,6 +277,8 @@ class Recipe(Protocol):
     def best_by(self) -> str | None: ...
     @property
     def pixels(self) -> int: ...
+    @property
+    def parts(self) -> Mapping[str, Stateful]: ...
 
     def step(self, step: int) -> dict[str, float]:
         """Train on batch ``step``, a function of the state, the seed and its number; losses and rate by name."""
@@ -278,11 +288,6 @@ class Recipe(Protocol):
 
     def export(self, path: Path, metadata: dict[str, str]) -> None:
         """Write the weights for inference in one move."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def train(
@@ -305,7 +310,8 @@ def train(
     step, best, seconds = 0, -math.inf, 0.0
     state = folder.load(processes.device)
     if state is not None:
-        recipe.load_state_dict(state["recipe"])
+        for name, part in recipe.parts.items():
+            part.load_state_dict(state["recipe"][name])
         step, best, seconds = state["step"], state["best"], state["seconds"]
     saved, saved_seconds = time.monotonic(), seconds
     rows: list[dict[str, float]] = []
@@ -324,7 +330,8 @@ def train(
             if recipe.best_by is not None and float(scores[recipe.best_by]) > best:
                 best = float(scores[recipe.best_by])
                 recipe.export(folder.path / "best.safetensors", facts)
-            folder.save({"recipe": recipe.state_dict(), "step": step, "best": best, "seconds": seconds})
+            parts = {name: part.state_dict() for name, part in recipe.parts.items()}
+            folder.save({"recipe": parts, "step": step, "best": best, "seconds": seconds})
             speed = len(rows) * recipe.pixels / (seconds - saved_seconds)
             folder.log(_row(step, seconds, means(rows), scores, speed))
         saved, saved_seconds, rows = time.monotonic(), seconds, []

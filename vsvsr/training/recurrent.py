@@ -3,7 +3,7 @@
 The recipes give the network, the losses, and a discriminator where they have one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -18,9 +18,9 @@ from vsvsr.evaluation.compare import sheet
 from vsvsr.evaluation.metrics import psnr
 from vsvsr.models.fastreal import HEAD, FastRealVSR, load, save
 from vsvsr.models.fastreal.config import Variant
-from vsvsr.models.fastreal.warm_start import halved
+from vsvsr.models.fastreal.warm_start import can_be_halved, halved
 from vsvsr.training.data.clips import Batch, Clips, Crops, write_flows
-from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, means
+from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, Stateful, means
 from vsvsr.training.settings import AveragedSettings, Option
 
 _SAMPLES = 4
@@ -70,8 +70,9 @@ class Opponent(Protocol):
     def train(self, chunk: Chunk) -> dict[str, float]:
         """An update after each of the network's, on pictures without gradient; losses by name."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    @property
+    def parts(self) -> Mapping[str, Stateful]:
+        """Everything that this changes, by name."""
 
 
 class RecurrentTraining:
@@ -181,20 +182,15 @@ class RecurrentTraining:
     def export(self, path: Path, metadata: dict[str, str]) -> None:
         save(self.averaged.network, path, metadata)
 
-    def state_dict(self) -> dict[str, Any]:
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        opponent = {} if self.opponent is None else self.opponent.parts
         return {
-            "network": self.network.state_dict(),
-            "averaged": self.averaged.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "opponent": {} if self.opponent is None else self.opponent.state_dict(),
+            "network": self.network,
+            "averaged": self.averaged.network,
+            "optimiser": self.optimiser,
+            **opponent,
         }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.averaged.network.load_state_dict(state["averaged"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.opponent is not None:
-            self.opponent.load_state_dict(state["opponent"])
 
 
 def continued(path: Path, *, scale: Literal[2, 4] | None = None, hsa: Variant | None = None) -> FastRealVSR:
@@ -208,7 +204,7 @@ def continued(path: Path, *, scale: Literal[2, 4] | None = None, hsa: Variant | 
         hsa: attention; None for that of the weights.
     """
     start = load(path).network
-    if (scale, start.scale, start.config.head) == (2, 4, "single"):
+    if scale == 2 and can_be_halved(start):
         start = halved(start)
     config = replace(start.config, scale=scale or start.config.scale, hsa=hsa or start.config.hsa)
     network = FastRealVSR(config)

@@ -40,6 +40,11 @@ def from_per_frame(published: SRVGG, flow: nn.Module, *, state_gain: float) -> F
     return network
 
 
+def can_be_halved(network: FastRealVSR) -> bool:
+    """Whether `halved` takes ``network``: scale 4, and a single head."""
+    return (network.scale, network.config.head) == (4, "single")
+
+
 def halved(network: FastRealVSR) -> FastRealVSR:
     """The network of scale 2 whose pictures are those of ``network``, averaged over 2x2 pixels.
 
@@ -47,12 +52,12 @@ def halved(network: FastRealVSR) -> FastRealVSR:
     but for a bicubic base, whose average is a little softer than bicubic interpolation to the smaller size.
 
     Args:
-        network: of scale 4, with a single head.
+        network: one that `can_be_halved`.
 
     Raises:
-        ValueError: it is of another kind.
+        ValueError: it cannot.
     """
-    if (network.scale, network.config.head) != (4, "single"):
+    if not can_be_halved(network):
         raise ValueError("only a network of scale 4 with a single head can be halved")
     result = FastRealVSR(replace(network.config, scale=2))
     state = network.state_dict()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.training.data.clips import MOTION, Clips, Crops
-from vsvsr.training.harness import Optimiser, Processes, Row, Schedule, export_tensors, train
+from vsvsr.training.harness import Optimiser, Processes, Row, Schedule, Stateful, export_tensors, train
 from vsvsr.training.settings import BatchSettings, Option
 
 
@@ -94,12 +94,9 @@ class FlowTraining:
     def export(self, path: Path, metadata: dict[str, str]) -> None:
         export_tensors(path, self.network.state_dict(), metadata)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "optimiser": self._optimiser.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self._optimiser.load_state_dict(state["optimiser"])
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        return {"network": self.network, "optimiser": self._optimiser}
 
 
 def run(settings: Settings) -> None:

@@ -6,7 +6,7 @@ The defaults are those of the authors, but for the number of steps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from vsvsr.models.mia.block import MaskPredictor
 from vsvsr.models.mia.checkpoints import own_tensors
 from vsvsr.models.mia.gates import TEMPERATURE, Gate
 from vsvsr.training.data.clips import Clips, Crops
-from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, export_tensors, train
+from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, Stateful, export_tensors, train
 from vsvsr.training.losses import charbonnier
 from vsvsr.training.settings import AveragedSettings, CropValidationSettings, Option
 
@@ -195,17 +195,9 @@ class MIA:
     def export(self, path: Path, metadata: dict[str, str]) -> None:
         export_tensors(path, self.averaged.network.state_dict(), metadata)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "averaged": self.averaged.network.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.averaged.network.load_state_dict(state["averaged"])
-        self._optimiser.load_state_dict(state["optimiser"])
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        return {"network": self.network, "averaged": self.averaged.network, "optimiser": self._optimiser}
 
 
 def losses(

@@ -34,7 +34,7 @@ from vsvsr.models.skipvsr.gate import Tally, TileGate, expand, residual_blocks, 
 from vsvsr.models.skipvsr.network import FRAME_TILE
 from vsvsr.ops import flow_warp
 from vsvsr.training.data.clips import Clips, Crops
-from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, export_tensors, train
+from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, Stateful, export_tensors, train
 from vsvsr.training.losses import charbonnier
 from vsvsr.training.recipes.skip_estimators import Samples, fit_estimators, quantiles
 from vsvsr.training.settings import AveragedSettings, CropValidationSettings, Option
@@ -431,17 +431,9 @@ class Skip:
         network.quantiles.copy_(self.network.quantiles)
         return network
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "averaged": self.averaged.network.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self.averaged.network.load_state_dict(state["averaged"])
-        self._optimiser.load_state_dict(state["optimiser"])
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        return {"network": self.network, "averaged": self.averaged.network, "optimiser": self._optimiser}
 
 
 BUDGETS = (1.0, 0.7, 0.4)

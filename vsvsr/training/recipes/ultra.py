@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from vsvsr.models.ultra.lora import add_adapters, merge_adapters, unet_targets, 
 from vsvsr.models.ultra.network import run_whole, upscale_bicubic
 from vsvsr.models.ultra.schedule import STEPS, alphas_cumprod, clamp_degradation, one_step, timestep_of
 from vsvsr.training.data.clips import Clips, Crops
-from vsvsr.training.harness import Optimiser, Processes, Row, RunFolder, minimise, train
+from vsvsr.training.harness import Optimiser, Processes, Row, RunFolder, Stateful, minimise, train
 from vsvsr.training.losses import Perceptual
 from vsvsr.training.settings import CropValidationSettings, Option
 
@@ -343,16 +343,10 @@ class Ultra:
         config = replace(config, rts_form=self.settings.rts_form)
         save(self.finished(), config, path, metadata)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            name: {"module": module.state_dict(), "optimiser": self._optimisers[name].state_dict()}
-            for name, module in self._trained.items()
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, module in self._trained.items():
-            module.load_state_dict(state[name]["module"])
-            self._optimisers[name].load_state_dict(state[name]["optimiser"])
+    @property
+    def parts(self) -> dict[str, Stateful]:
+        optimisers = {f"{name} optimiser": optimiser for name, optimiser in self._optimisers.items()}
+        return {**self._trained, **optimisers}
 
     def finished(self) -> UltraVSR:
         """A copy of the generator for inference, adapters merged."""
