@@ -115,6 +115,18 @@ def test_matroska_takes_everything_along(
     assert ffmpeg("-i", target, *subtitles) == ffmpeg("-i", rich_film, *subtitles)
 
 
+def test_sound_in_a_language_with_a_region_is_taken_along(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey
+) -> None:
+    source = small(tmp_path / "in.mkv", options=("-metadata:s:a:0", "language=pt-BR"))
+    target = tmp_path / "out.mkv"
+    assert run(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal) == 0
+    for path in (source, target):
+        assert re.search(r"Stream #0:1\(pt-BR\): Audio: aac", describe(path))
+    (both,) = tracks_of("  Stream #0:1[0x100](eng,fra): Audio: mp2 ([3][0][0][0] / 0x0003), 48000 Hz, stereo")
+    assert (both.index, both.language, both.codec) == (1, "eng,fra", "mp2")
+
+
 @pytest.mark.parametrize(
     ("name", "left_out", "subtitles"),
     [

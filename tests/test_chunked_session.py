@@ -17,6 +17,7 @@ class WitnessModel:
     def __init__(self) -> None:
         self.made: Counter[int] = Counter()
         self.fail_at: int | None = None
+        self.forgotten = 0
 
     def read(self, frame: int) -> int:
         return frame
@@ -35,6 +36,9 @@ class WitnessModel:
 
     def size(self, result: tuple[int, int, int]) -> int:
         return 1000
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
 
 def witness(n: int, cuts: set[int]) -> list[int]:
@@ -180,6 +184,7 @@ def test_what_was_made_while_a_frame_could_not_be_had_is_forgotten_with_it() -> 
         player.get(n)
     player.broken.clear()
     player.session.forget()
+    assert player.model.forgotten == 1
     assert [player.get(n) for n in (12, 15, 16)] == [witness(n, set()) for n in (12, 15, 16)]
 
 

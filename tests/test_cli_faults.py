@@ -366,6 +366,34 @@ os.kill(os.getpid(), signal.SIGINT)
     assert (done.returncode, done.stderr) == (130, "undone\nvsvsr: interrupted\n")
 
 
+def test_what_takes_long_to_begin_does_not_hold_up_a_signal() -> None:
+    code = """
+import threading
+from vsvsr import files
+
+files._LONGEST_BEGIN = 0.1
+begun, go_on = threading.Event(), threading.Event()
+
+def begin():
+    begun.set()
+    go_on.wait(60)
+
+def use():
+    with files.undone(begin, lambda thing: None):
+        pass
+
+thread = threading.Thread(target=use)
+with files.undone(lambda: "here", print):
+    thread.start()
+    begun.wait()
+    files.undo_everything()
+    go_on.set()
+    thread.join()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "here\nhere\n", "")
+
+
 def test_a_closed_terminal_leaves_nothing_behind(tmp_path: Path, tiny_fastreal: Path) -> None:
     source, folder = small(tmp_path / "in.mp4", vf="scale=160:90", frames=100), tmp_path / "out"
     ours, theirs = pty.openpty()

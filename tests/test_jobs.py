@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from tests.cases import WeightsOf
 from tests.clips import clip_path
 from tests.films import decode, ffmpeg, small
 from vsvsr.cli.app import app
-from vsvsr.filters.weights import published
+from vsvsr.jobs.order import Order
 from vsvsr.jobs.parts import Part, divide
 from vsvsr.streaming import Segments
+from vsvsr.video.encoder import Encoding
+from vsvsr.video.ffmpeg import describe
+from vsvsr.weights import install
 
 Monkey = pytest.MonkeyPatch
 Capsys = pytest.CaptureFixture[str]
@@ -80,6 +84,18 @@ def test_a_film_in_parts_is_to_the_bit_the_film_in_one_pass(
     assert digests(tmp_path / "parts.mkv") == digests(tmp_path / "whole.mkv")
     assert len(set(digests(tmp_path / "parts.mkv"))) > 12
     assert decode(tmp_path / "parts.mkv")[1] == decode(source)[1]
+
+
+def test_a_film_whose_start_ffmpeg_rounds_to_after_its_first_frame_begins_there(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey
+) -> None:
+    delayed = ("-an", "-bf", "2", "-use_editlist", "0")  # the first frame is shown at 0.083416667 s
+    source = small(tmp_path / "in.mp4", vf="fps=24000/1001", options=delayed)
+    assert ", start: 0.083417, " in describe(source)
+    target = tmp_path / "out.mkv"
+    assert run(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal) == 0
+    times, new = decode(source)[1], decode(target)[1]
+    assert all(abs(b - (a - times[0])) <= Fraction(1, 1000) for a, b in zip(times, new, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -252,12 +268,58 @@ def test_a_signal_keeps_finished_parts_and_nothing_else(killed: Killed) -> None:
 def test_a_folder_with_other_files_is_no_job(
     tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
 ) -> None:
-    source = small(tmp_path / "in.mp4", frames=2)
+    source, elsewhere = small(tmp_path / "in.mp4", frames=2), tmp_path / "out"
+    elsewhere.mkdir()
     here = sorted(tmp_path.iterdir())
-    command = ("upscale", source, tmp_path / "out.mp4", "--model-path", tiny_fastreal)
+    command = ("upscale", source, elsewhere / "out.mp4", "--model-path", tiny_fastreal)
     assert run(monkeypatch, *command, "--job", tmp_path) == 1
     assert capsys.readouterr().err == f"vsvsr: {tmp_path} holds other files; give --job a folder of its own\n"
     assert sorted(tmp_path.iterdir()) == here
+
+
+def test_a_film_in_the_folder_of_its_job_is_refused(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    source, job = small(tmp_path / "in.mp4", frames=2), tmp_path / "job"
+    job.mkdir()
+    target = job / "out.mkv"
+    assert run(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal, "--job", job) == 1
+    assert capsys.readouterr().err == (
+        f"vsvsr: {target} is in the job's folder, which is removed; give --job a folder of its own\n"
+    )
+    assert list(job.iterdir()) == []
+
+
+def test_what_is_not_the_jobs_stays_in_its_folder(tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey) -> None:
+    source, target, job = silent(tmp_path / "in.mkv", 2), tmp_path / "out.mkv", tmp_path / "job"
+    command = ("upscale", source, target, "--model-path", tiny_fastreal, "--job", job)
+    assert run(monkeypatch, *command, "--keep-job") == 0
+    for name in ("other.mkv", "joined at last.mkv", "notes.json"):
+        (job / name).write_bytes(b"mine")
+    assert run(monkeypatch, *command, "-y") == 0
+    assert sorted(path.name for path in job.iterdir()) == ["joined at last.mkv", "notes.json", "other.mkv"]
+    assert run(monkeypatch, *command, "-y") == 1  # now it is a folder with other files
+    for path in job.iterdir():
+        path.unlink()
+    assert run(monkeypatch, *command, "-y") == 0
+    assert not job.exists()
+
+
+def test_a_list_of_prompts_is_one_of_the_files_that_a_job_depends_on(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    arguments: dict[str, object] = {"prompt": str(prompts)}
+    order = Order(
+        source=tmp_path / "in.mkv",
+        target=tmp_path / "out.mkv",
+        filter_name="Ultra",
+        arguments=arguments,
+        frames=slice(None),
+        encoding=Encoding(),
+    )
+    assert order.files == {}
+    prompts.write_text("0: a street")
+    assert order.files == {"prompt": prompts}
+    assert replace(order, arguments={"prompt": "a street" * 1000}).files == {}
 
 
 def test_a_preview_is_no_film(tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys) -> None:
@@ -328,6 +390,7 @@ def test_a_source_that_was_replaced_in_between_is_another_job(killed: Killed) ->
 def test_the_default_weights_divide_a_film_on_the_grid_that_they_carry(
     tmp_path: Path, monkeypatch: Monkey, capsys: Capsys
 ) -> None:
+    install("realesr-animevideov3")  # a teacher, which no film depends on
     source = small(tmp_path / "in.mkv", vf="scale=32:18", frames=131)
     assert run(monkeypatch, "plan", source) == 0
     monkeypatch.setattr("vsvsr.jobs.parts.SHORTEST_SECONDS", 1.0)
@@ -337,7 +400,7 @@ def test_the_default_weights_divide_a_film_on_the_grid_that_they_carry(
     job = tmp_path / "job"
     assert run(monkeypatch, "upscale", source, tmp_path / "parts.mkv", *one, "--job", job, "--keep-job") == 0
     # Other weights may be installed, or taken away, while a job rests.
-    assert set(published("FastReal")) & json.loads((job / "job.json").read_text())["weights"].keys() == {"fastreal-x4"}
+    assert json.loads((job / "job.json").read_text())["weights"].keys() == {"fastreal-x4"}
     monkeypatch.setattr("vsvsr.jobs.parts.SHORTEST_SECONDS", 1e6)
     assert run(monkeypatch, "upscale", source, tmp_path / "whole.mkv", *one) == 0
     assert digests(tmp_path / "parts.mkv") == digests(tmp_path / "whole.mkv")

@@ -117,6 +117,19 @@ def test_progress_can_be_read_by_a_program(
     }  # fmt: skip
 
 
+def test_a_program_that_stops_reading_the_progress_ends_the_film(tmp_path: Path, tiny_fastreal: Path) -> None:
+    source, folder = silent(tmp_path / "in.mkv", 100), tmp_path / "out"
+    folder.mkdir()
+    command = [sys.executable, "-m", "vsvsr", "upscale", source, folder / "out.mkv", "--model-path", tiny_fastreal]
+    process = subprocess.Popen([*command, "--progress", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    while json.loads(process.stdout.readline())["event"] != "frames":
+        pass
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert list(folder.iterdir()) == []
+
+
 def test_a_plan_divides_a_film_for_vspipe_and_av1an_without_changing_a_pixel(
     tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
 ) -> None:

@@ -715,6 +715,14 @@ def test_playback_in_chunks_sees_each_frame_once_and_seeks_give_the_same_pixels(
     assert settings.frames_seen == 52 + 50 + 50
 
 
+def test_after_a_failure_nothing_of_the_former_stretch_is_gone_on_with(tiny: UltraVSR, clip: torch.Tensor) -> None:
+    network, changed = continued(upscaler(tiny)), clip.clone()
+    changed[:13] = 0.5
+    chunk_of(network, changed, 0, 13)
+    network.forget()
+    assert torch.equal(chunk_of(network, clip, 13, 26), chunk_of(upscaler(tiny), clip, 13, 26))
+
+
 def test_less_context_is_nearly_the_same_and_still_independent_of_the_order(
     tiny: UltraVSR, clip: torch.Tensor, whole: torch.Tensor
 ) -> None:
@@ -962,7 +970,7 @@ def test_the_full_size_command_adapts_a_base_folder_and_exports_the_authors_layo
     assert all(np.isfinite(float(row[name])) for name in ("mse", "distillation", "gan", "fake", "real", "psnr"))
     exported = tmp_path / "run/last.safetensors"
     network = load(exported, base).network
-    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["recipe"]["generator"]["module"]
+    state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["recipe"]["generator"]
     layer = "unet.mid_block.attentions.0.proj_in"
     merged = state[f"{layer}.base_layer.weight"] + 2 * state[f"{layer}.lora_B.weight"] @ state[f"{layer}.lora_A.weight"]
     assert state[f"{layer}.lora_B.weight"].any()

@@ -4,7 +4,7 @@ Scripts need no import: ``core.vsvsr.FastReal(clip)`` is there once the package 
 the same filters with types and named arguments for editors and type checkers.
 """
 
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict, overload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -392,13 +392,16 @@ def _given(arguments: "dict[str, object]") -> "dict[str, object]":
 
 
 class FilterStats(TypedDict):
-    """What `Stats` returns: numbers of steps and requests, where the filter starts afresh, and its tiles."""
+    """What `Stats` returns: numbers of steps and requests, where the filter starts afresh, and its tiles.
+
+    Only FastReal has ``checkpoint_hits``.
+    """
 
     steps: int
     warmup_steps: int
     renders: int
     seeks: int
-    checkpoint_hits: int
+    checkpoint_hits: NotRequired[int]
     replays: int
     restarts: int
     grid: int
@@ -418,7 +421,7 @@ class Versions(TypedDict):
 
 def Stats(clip: "vs.VideoNode") -> FilterStats:
     """What the filter that made ``clip`` has done: network steps, warm-up steps, frames rendered, seeks, seeks that
-    found a kept state, replayed frames, restarts at cuts and gaps.
+    found a kept state (FastReal alone), replayed frames, restarts at cuts and gaps.
 
     And where it starts afresh: every ``grid`` frames, having looked at ``grid_warmup`` frames before; and the width and
     height of the tiles that were chosen, 0 for the whole frame.

@@ -17,6 +17,9 @@ from vsvsr.errors import UserError
 _IN_USE = 20 if sys.platform == "win32" else 0
 """How often to try again, a tenth of a second later, to replace a file that another program has open."""
 
+_LONGEST_BEGIN = 2.0
+"""Seconds that `undo_everything` waits for what is just beginning."""
+
 _lock = threading.RLock()
 _begun: dict[object, Callable[[], object]] = {}
 
@@ -39,8 +42,11 @@ def undone[T](begin: Callable[[], T], undo: Callable[[T], object]) -> Iterator[T
 
 
 def undo_everything() -> None:
-    """Undo what has begun, latest first; from then on nothing begins any more. For a process that is about to end."""
-    _lock.acquire()
+    """Undo what has begun, latest first; from then on nothing begins any more. For a process that is about to end.
+
+    What takes long to begin, such as Ray, is not waited for.
+    """
+    _lock.acquire(timeout=_LONGEST_BEGIN)
     for undo in reversed(list(_begun.values())):
         with suppress(Exception):
             undo()

@@ -103,3 +103,6 @@ class ChunkedNetwork:
     def size(self, result: ChunkResult) -> int:
         """See `ChunkModel.size`."""
         return self._result_size
+
+    def forget(self) -> None:
+        """See `ChunkModel.forget`: chunks have nothing in common."""

@@ -176,3 +176,7 @@ class ContinuedNetwork[R: Result]:
     def size(self, result: ContinuedResult[R]) -> int:
         """See `ChunkModel.size`."""
         return result.result.nbytes
+
+    def forget(self) -> None:
+        """See `ChunkModel.forget`."""
+        self._stream = None

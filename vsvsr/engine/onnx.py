@@ -69,7 +69,7 @@ class Provider:
         return torch.device("cuda", self.index) if shared else torch.device("cpu")
 
     def options(self, dtype: torch.dtype) -> dict[str, str]:
-        """What the provider is told: to choose nothing by timing, and to round no more than ``dtype`` does."""
+        """What the provider is told: to choose nothing by timing, and to compute in ``dtype``, maybe with TF32."""
         half = dtype == torch.float16
         device = {"device_id": str(self.index)}
         if self.name == "OpenVINOExecutionProvider":

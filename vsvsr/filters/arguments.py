@@ -30,6 +30,7 @@ class Argument:
         zero: what 0 stands for where it is special; 0 is then allowed below ``at_least``, too.
         choices: texts allowed.
         path: what a text must be the path of.
+        listed: whether the path of a text file stands for what is in it.
         each: what the values of a list are, in their order.
         otherwise: what is used when nothing is given, where the default is None or empty.
         name: the field's.
@@ -45,6 +46,7 @@ class Argument:
     zero: str = ""
     choices: tuple[str, ...] = ()
     path: Literal["", "file", "folder"] = ""
+    listed: bool = False
     each: tuple[str, ...] = ()
     otherwise: str = ""
     name: str = ""
@@ -140,7 +142,7 @@ class Argument:
     def _check_text(self, value: str) -> None:
         check("\0" not in value, self.name, value, f"{self.allowed}, without NUL characters")
         if self.path:
-            check(_exists(Path(value), self.path), self.name, value, self.allowed)
+            check(exists(Path(value), self.path), self.name, value, self.allowed)
         elif self.choices:
             check(value in self.choices, self.name, value, self.allowed)
         else:
@@ -166,7 +168,8 @@ def _plain(annotation: object) -> type:
     return typing.get_origin(annotation) or typing.cast(type, annotation)
 
 
-def _exists(path: Path, kind: str) -> bool:
+def exists(path: Path, kind: Literal["file", "folder"]) -> bool:
+    """Whether there is a file, or a folder, of this name."""
     try:
         return path.is_file() if kind == "file" else path.is_dir()
     except (OSError, ValueError):  # a name that is too long, or cannot be one

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 from vsvsr.errors import UserError, check
-from vsvsr.filters.arguments import Argument
+from vsvsr.filters.arguments import Argument, exists
 from vsvsr.filters.clip import Clip
 from vsvsr.filters.settings import SMALLEST_TILE, ChunkedSettings
 
@@ -74,6 +74,7 @@ class UltraSettings(ChunkedSettings):
         str,
         Argument(
             "what the clip shows; or a text file of lines `frame: text`, each of which holds from that frame on",
+            listed=True,
             otherwise="empty",
         ),
     ] = ""
@@ -225,11 +226,7 @@ def _judge(settings: UltraSettings, *, measured: bool) -> Path | None:
 
 def _prompts(prompt: str) -> dict[int, str]:
     """Texts by the first frame that each holds for: one text, or those of a file of lines ``frame: text``."""
-    try:
-        listed = Path(prompt).is_file()
-    except (OSError, ValueError):  # too long for a name
-        listed = False
-    if not listed:
+    if not exists(Path(prompt), "file"):
         return {0: prompt}
     allowed = "a text, or a UTF-8 file of lines `frame: text`"
     try:

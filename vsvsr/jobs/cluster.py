@@ -329,8 +329,9 @@ def _make(
         opened = _open(order, source)
         film = opened.film
         own = identify(order, opened, describe_device(order))
-        # Weights that a machine lacks are not those that it needs: it would have said so.
-        own["weights"] = {name: _weights(own).get(name, digest) for name, digest in _weights(agreed).items()}
+        # Weights that a machine lacks are not those that it needs: it would have said so. Files that are given are.
+        optional = {name: digest for name, digest in _weights(agreed).items() if name not in order.arguments}
+        own["weights"] = optional | {name: digest for name, digest in _weights(own).items() if name in _weights(agreed)}
         changed = differences(agreed, {name: own[name] for name in agreed})
         if changed:
             raise UserError(f"a machine of the cluster would give another film: {'; '.join(changed)}")

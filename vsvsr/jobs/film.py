@@ -100,6 +100,8 @@ def _make_pictures(order: Order, *, overwrite: bool, progress: Progress) -> Writ
 def _job_folder(order: Order, path: Path | None) -> Iterator[JobFolder]:
     """The job's folder, for this process alone; what the disk says about it is one line about the target."""
     folder = path or beside(order.target)
+    if final_name(order.target).parent == final_name(folder):
+        raise UserError(f"{order.target} is in the job's folder, which is removed; give --job a folder of its own")
     try:
         with held(folder, part_suffix(order.target), path or order.target) as job:
             yield job

@@ -8,9 +8,11 @@ first: a part that has its name is whole.
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -116,17 +118,30 @@ class JobFolder:
     def clean(self) -> None:
         """Remove what killed processes were writing."""
         for file in self.path.glob("joined*"):
-            file.unlink()
+            if file.stem == "joined":
+                file.unlink()
         for folder in self.path.glob(".vsvsr-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def has_parts(self) -> bool:
         """Whether something is finished."""
-        return any(self.path.glob(f"*{self._suffix}"))
+        return any(file.suffix == self._suffix for file in self.path.iterdir() if self.owns(file))
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it."""
-        shutil.rmtree(self.path)
+        """Remove what belongs to the job, and the folder too unless something else is in it."""
+        self.clean()
+        for file in self.path.iterdir():
+            if self.owns(file):
+                with suppress(PermissionError):  # Windows keeps the lock while it is held
+                    file.unlink()
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def owns(self, file: Path) -> bool:
+        """Whether a file in the folder is one that a job makes."""
+        return (
+            re.fullmatch(rf"job\.json(\.new)?|lock|\d{{8,}}({re.escape(self._suffix)}|\.json)", file.name) is not None
+        )
 
     def _record_file(self, part: Part) -> Path:
         return self.path / f"{part.first:08d}.json"
@@ -134,7 +149,7 @@ class JobFolder:
 
 @contextmanager
 def held(path: Path, suffix: str, about: Path) -> Iterator[JobFolder]:
-    """The job folder, made if need be, for this process alone; removed at the end if nothing in it is finished.
+    """The job folder, made if need be, for this process alone; what a job makes goes in the end if nothing is finished.
 
     Args:
         path: the folder.
@@ -150,7 +165,8 @@ def held(path: Path, suffix: str, about: Path) -> Iterator[JobFolder]:
     def take() -> JobFolder:
         try:
             path.mkdir(exist_ok=True)
-            if any(path.iterdir()) and not {"job.json", "lock"} & {entry.name for entry in path.iterdir()}:
+            foreign = [entry for entry in path.iterdir() if not job.owns(entry)]
+            if foreign and not (path / "job.json").exists():
                 raise UserError(f"{path} holds other files; give --job a folder of its own")
             lock.acquire()
         except filelock.Timeout:
@@ -164,7 +180,7 @@ def held(path: Path, suffix: str, about: Path) -> Iterator[JobFolder]:
             return
         job.clean()  # what processes that died were writing
         if not job.has_parts():
-            shutil.rmtree(path, ignore_errors=True)
+            job.remove()
 
     try:
         with undone(take, leave):
@@ -172,6 +188,10 @@ def held(path: Path, suffix: str, about: Path) -> Iterator[JobFolder]:
             yield job
     finally:
         lock.release()
+        if sys.platform == "win32" and not (path / "job.json").exists():
+            with suppress(OSError):
+                (path / "lock").unlink(missing_ok=True)
+                path.rmdir()
 
 
 def file_hash(path: Path) -> str:

@@ -9,6 +9,7 @@ import vapoursynth as vs
 
 from vsvsr.errors import WrongArgumentError
 from vsvsr.filters.apply import apply
+from vsvsr.filters.arguments import exists
 from vsvsr.filters.registry import FILTERS
 from vsvsr.streaming import Segments
 from vsvsr.video.encoder import Encoding
@@ -55,11 +56,12 @@ class Order:
     @property
     def files(self) -> dict[str, Path]:
         """The arguments that are files or folders."""
-        return {
-            argument.name: Path(str(self.arguments[argument.name]))
+        given = {
+            argument: Path(str(self.arguments[argument.name]))
             for argument in FILTERS[self.filter_name].settings.arguments()
-            if argument.path and self.arguments.get(argument.name)
+            if (argument.path or argument.listed) and self.arguments.get(argument.name)
         }
+        return {argument.name: path for argument, path in given.items() if argument.path or exists(path, "file")}
 
     def check(self) -> None:
         """Refuse what cannot give the pixels of playback.

@@ -36,6 +36,10 @@ class ChunkModel[Frame, Picture, Result, Output](Protocol):
         """Bytes that ``result`` takes."""
         ...
 
+    def forget(self) -> None:
+        """Go on from nothing that was seen before."""
+        ...
+
 
 @dataclass(slots=True)
 class _Chunk[Result]:
@@ -142,6 +146,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         self._rendered.clear()
         self._seen.clear()
         self._last = None
+        self._model.forget()
 
     def shrink(self) -> None:
         """See `Session.shrink`."""

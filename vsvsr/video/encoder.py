@@ -84,6 +84,10 @@ class Encoding:
         return _words(option for option in self.options if _beside(option[0]))
 
 
+class _StoppedReadingError(Exception):
+    """ffmpeg takes no more frames."""
+
+
 def _beside(key: str) -> bool:
     """Whether an option of ffmpeg is about something else than the picture."""
     name, _, specifier = key.partition(":")
@@ -160,7 +164,7 @@ def encode(
                 try:
                     pipe.write(piece)
                 except OSError as error:  # EPIPE, on Windows EINVAL
-                    raise BrokenPipeError from error
+                    raise _StoppedReadingError from error
 
             def write(frame: vs.VideoFrame) -> list[memoryview]:
                 now, after = next(timestamps)
@@ -177,7 +181,7 @@ def encode(
                 with suppress(OSError):  # ffmpeg's status says why
                     pipe.close()
                 failed = process.wait() != 0
-            except BrokenPipeError:
+            except _StoppedReadingError:
                 process.wait()
                 failed = True
             finally:

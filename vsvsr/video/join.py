@@ -36,7 +36,8 @@ def film_zero(film: Film) -> int:
     """The source's time that is 0 in the film, in nanoseconds: that of its file, of a part its first frame's."""
     if film.is_cut:
         return film.source.timestamps[film.frames.start]
-    return _start_time(_described(film))
+    # ffmpeg rounds it to microseconds, maybe to after the first frame.
+    return min(_start_time(_described(film)), film.source.timestamps[0])
 
 
 def part_zero(film: Film, target: Path, first: int, zero: int) -> int:

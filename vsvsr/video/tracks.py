@@ -19,7 +19,7 @@ _SUBTITLES = {
 _MIME_TYPES = {"mjpeg": "image/jpeg", "png": "image/png"}
 """Of pictures that Matroska attaches as files; ffmpeg would copy them as films of one frame."""
 
-_TRACK = re.compile(r"  Stream #0:(\d+)(?:\[\w+\])?(?:\((\w*)\))?: (Video|Audio|Subtitle|Attachment|Data): (\w+)(.*)")
+_TRACK = re.compile(r"  Stream #0:(\d+)(?:\[\w+\])?(?:\(([^)]*)\))?: (Video|Audio|Subtitle|Attachment|Data): (\w+)(.*)")
 _NAME = re.compile(r"\s+filename\s*: (.*)")
 
 
@@ -31,7 +31,7 @@ class Track:
         index: ffmpeg's number of it.
         kind: ``Video``, ``Audio``, ``Subtitle``, ``Attachment`` or ``Data``.
         codec: ffmpeg's name of it.
-        language: of three letters, or empty.
+        language: as the file has it, such as ``eng``, ``pt-BR`` or ``eng,fra``, or empty.
         is_default: players choose it.
         is_cover: it is a picture attached to the file.
         name: of the attached file, if it is one.

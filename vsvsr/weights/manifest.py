@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+TRAINING = "training"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
@@ -24,7 +26,7 @@ class Weights:
 
     Attributes:
         name: what users write, as published.
-        model: the filter it belongs to.
+        model: the filter it belongs to; `TRAINING` for teachers and peers.
         file: base name of the file, in ``vsvsr/weights/shipped`` or in the cache folder.
         licence: SPDX identifier.
         sha256: of the whole file, in hexadecimal; empty where users bring the file.
@@ -76,7 +78,7 @@ def _realesrgan(name: str, file: str, size: int, sha256: str) -> Weights:
     """Teachers and peers of FastReal, not chosen by name; a package carries the authors' ncnn files."""
     return Weights(
         name=name,
-        model="FastReal",
+        model=TRAINING,
         file=file,
         sha256=sha256,
         size=size,
@@ -164,7 +166,7 @@ MANIFEST: tuple[Weights, ...] = (
     ),
     _brought(
         "RealESRGAN_x4plus",
-        "FastReal",
+        TRAINING,
         "RealESRGAN_x4plus.pth, released at github.com/xinntao/Real-ESRGAN",
         licence="BSD-3-Clause",
         part=True,
