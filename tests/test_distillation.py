@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,11 @@ def test_a_warm_start_is_distilled_into_a_recurrent_network_that_says_how_it_was
     assert metadata["command"].startswith("python -m vsvsr.training distill ")
     header = (tmp_path / "run" / "log.csv").read_text().splitlines()[0].split(",")
     assert {"teacher", "truth", "temporal_consistency"} <= set(header)
+
+
+def test_a_warm_start_takes_the_attention_that_is_asked_for(clips: Path, tmp_path: Path) -> None:
+    assert _distill(clips, tmp_path / "run", "--hsa", "none") == 0
+    assert load_fastreal(tmp_path / "run" / "last.safetensors").network.config == replace(PLAIN, hsa="none")
 
 
 def test_a_network_of_scale_2_learns_from_halved_pictures(clips: Path, tmp_path: Path) -> None:

@@ -229,6 +229,28 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert all(torch.equal(value, averaged[name]) for name, value in loaded.state_dict().items())
 
 
+def test_mixed_precision_decides_as_single_precision_does(crops: Crops, tmp_path: Path) -> None:
+    trainer = trained(crops, replace(SETTINGS, run=tmp_path, bf16=True, steps=1))
+    assert torch.isfinite(trainer.network.quantiles).all()
+    gate = trainer.network.gate("forward")
+    change = torch.rand(1, 3, 4, 8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = gate.execution(change)
+    assert torch.equal(mixed, gate.execution(change))
+
+
+def test_a_step_that_goes_wrong_leaves_weights_and_quantiles_as_they_were(crops: Crops, tmp_path: Path) -> None:
+    trainer = trained(crops, replace(SETTINGS, run=tmp_path, steps=1))
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    averaged = {name: value.clone() for name, value in trainer.averaged.network.state_dict().items()}
+    with torch.no_grad():
+        for parameter in trainer._teacher.parameters():
+            parameter.fill_(torch.nan)
+    assert not np.isfinite(trainer.step(1)["error"])
+    for now, then in ((trainer.network, before), (trainer.averaged.network, averaged)):
+        assert all(torch.equal(value, then[name]) for name, value in now.state_dict().items())
+
+
 def test_without_joint_training_the_backbone_stays(
     crops: Crops, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import COMPACT, FastRealVSR
+from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.models.fastreal import load as load_fastreal
 from vsvsr.models.fastreal import save as save_fastreal
 from vsvsr.ops import flow_warp
@@ -35,7 +35,7 @@ from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degr
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources
 from vsvsr.training.discriminator import Adversary, UNetDiscriminator
-from vsvsr.training.harness import Optimiser, Processes, RunFolder, train
+from vsvsr.training.harness import Optimiser, Processes, RunFolder, Schedule, train
 from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
 from vsvsr.training.recipes import fastreal, fastreal_gan
 from vsvsr.training.recurrent import Chunk, RecurrentTraining, open_clips, unroll, with_first_flow
@@ -84,9 +84,9 @@ def settings(data: Path, folder: Path, **values: Any) -> fastreal.Settings:
     )
 
 
-def recipe(given: fastreal.Settings, processes: Processes = ALONE) -> RecurrentTraining:
+def recipe(given: fastreal.Settings, processes: Processes = ALONE, config: FastRealConfig = TINY) -> RecurrentTraining:
     torch.manual_seed(0)
-    network = FastRealVSR(TINY)
+    network = FastRealVSR(config)
     training, validation = open_clips(network, given, processes)
     return RecurrentTraining(
         network,
@@ -330,6 +330,10 @@ def test_settings_of_a_build_that_are_not_possible_are_refused_in_one_line(
     for options, message in (
         (["--size", "100", "128"], "--size 100 128 is not possible; allowed: multiples of 16"),
         (["--size", "96", "128", "--noisy-share", "33"], "--noisy-share 33.0 is not possible; allowed: 0 to 1"),
+        (
+            ["--noisy-share", "0.6", "--light-share", "0.3", "--heavy-share", "0.2"],
+            "--noisy-share, --light-share and --heavy-share are more than 1 together",
+        ),
     ):
         assert main(["build", str(sources), str(tmp_path / "clips"), *options]) == 1
         assert capsys.readouterr().err == f"error: {message}\n"
@@ -426,6 +430,35 @@ def recorded_steps(target: RecurrentTraining) -> list[int]:
 
     target.step = record  # type: ignore[method-assign]
     return seen
+
+
+def test_a_folder_of_another_training_is_refused_and_left_as_it_is(data: Path, tmp_path: Path) -> None:
+    def refused(other: RecurrentTraining, steps: int) -> None:
+        before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+        with pytest.raises(UserError, match=r"holds another training; give another run folder"):
+            train(other, other.settings, steps=steps, processes=ALONE)
+        assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+    plain, opposed = settings(data, tmp_path / "plain", steps=1), tmp_path / "opposed"
+    trained(plain)
+    train(adversarial(data, opposed)[0], adversarial(data, opposed)[0].settings, steps=1, processes=ALONE)
+    refused(adversarial(data, tmp_path / "plain")[0], 2)
+    refused(recipe(dataclasses.replace(plain, run=opposed)), 1)
+    refused(recipe(plain, config=dataclasses.replace(TINY, hsa="none")), 2)
+
+
+def test_settings_of_a_training_that_are_not_possible_are_refused_in_one_line(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"^--chunk 0 is not possible; allowed: 1 or more$"):
+        recipe(settings(data, tmp_path / "run", steps=1, chunk=0))
+    flow = ["light_flow", str(data), str(data), str(tmp_path / "flow"), "--crop", "24", "--steps", "1"]
+    assert main(flow) == 1
+    assert capsys.readouterr().err == "error: --crop 24 is not possible; allowed: multiples of 16\n"
+
+
+def test_no_warmup_is_the_whole_learning_rate_from_the_first_update_on() -> None:
+    assert Schedule(steps=10, warmup=0).share(0) == Schedule(steps=10, warmup=1).share(0) == 1.0
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -757,7 +790,8 @@ def test_groups_of_parameters_have_learning_rates_of_their_own() -> None:
     # Adam's first step is as long as the learning rate.
     assert optimiser.step((slow + fast).sum(), 0.5)
     assert [float(parameter.detach()) for parameter in (slow, fast)] == pytest.approx([-0.005, -0.05])
-    assert not Optimiser([slow], learning_rate=1.0, processes=ALONE, clip=0.5).step((slow * torch.inf).sum())
+    for limit in ({"clip": 0.5}, {}):
+        assert not Optimiser([slow], learning_rate=1.0, processes=ALONE, **limit).step((slow * torch.inf).sum())
     assert float(slow.detach()) == pytest.approx(-0.005)
 
 

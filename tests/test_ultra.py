@@ -982,6 +982,9 @@ def test_the_full_size_command_adapts_a_base_folder_and_exports_the_authors_layo
     assert "--base" in command_line
     assert "--bf16" in command_line
     assert main(["ultra", str(clips), str(clips), str(tmp_path / "x"), "--crop", "8", "--clip-iqa", str(base)]) == 1
+    command[3] = str(tmp_path / "paper")
+    assert main([*command, "1", "--rts-form", "paper"]) == 0
+    assert load(tmp_path / "paper/last.safetensors", base).network.rts_form == "paper"
 
 
 def test_training_changes_adapters_first_convolution_and_temporal_shift_alone(trained: Trained) -> None:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env, reduce
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError
@@ -130,7 +129,7 @@ class Schedule:
 
     def share(self, step: int, update: int = 0) -> float:
         """The share at update ``update`` of ``step``."""
-        rise = min(1.0, (step * self.updates + update + 1) / self.warmup)
+        rise = min(1.0, (step * self.updates + update + 1) / max(self.warmup, 1))
         fall = (1 + self.final) / 2 + (1 - self.final) / 2 * math.cos(math.pi * step / self.steps)
         return rise * fall
 
@@ -142,7 +141,7 @@ class Optimiser:
         parameters: trainable parameters, or groups ``{"params": ..., "lr": ...}`` with rates of their own.
         learning_rate: of parameters without a rate of their own, at its highest.
         processes: share the gradients.
-        clip: largest norm of the gradient; None leaves it as it is.
+        clip: largest norm of the gradient.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class Optimiser:
         *,
         learning_rate: float,
         processes: Processes,
-        clip: float | None = None,
+        clip: float = math.inf,
     ) -> None:
         self._adam = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
         self._rates = [group["lr"] for group in self._adam.param_groups]
@@ -159,13 +158,13 @@ class Optimiser:
         self._processes, self._clip = processes, clip
 
     def step(self, loss: Tensor, share: float = 1.0) -> bool:
-        """One update at a share of the learning rates; False, and none, where the clipped gradient is not finite."""
+        """One update at a share of the learning rates; False, and none, where the gradient is not finite."""
         for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * share
         self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._processes.average_gradients(self._parameters)
-        if self._clip is not None and not torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, self._clip)):
+        if not torch.isfinite(nn.utils.clip_grad_norm_(self._parameters, self._clip)):
             return False
         self._adam.step()
         return True
@@ -247,13 +246,6 @@ def _columns(path: Path) -> list[str]:
         return next(csv.reader(file), [])
 
 
-def export_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file in one move."""
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata)
-    replace_file(partial, path)
-
-
 class Stateful(Protocol):
     """What a checkpoint keeps and restores."""
 
@@ -310,8 +302,7 @@ def train(
     step, best, seconds = 0, -math.inf, 0.0
     state = folder.load(processes.device)
     if state is not None:
-        for name, part in recipe.parts.items():
-            part.load_state_dict(state["recipe"][name])
+        _restore(recipe, state["recipe"], folder.path)
         step, best, seconds = state["step"], state["best"], state["seconds"]
     saved, saved_seconds = time.monotonic(), seconds
     rows: list[dict[str, float]] = []
@@ -335,6 +326,17 @@ def train(
             speed = len(rows) * recipe.pixels / (seconds - saved_seconds)
             folder.log(_row(step, seconds, means(rows), scores, speed))
         saved, saved_seconds, rows = time.monotonic(), seconds, []
+
+
+def _restore(recipe: Recipe, state: Mapping[str, dict[str, Any]], folder: Path) -> None:
+    parts = recipe.parts
+    try:
+        if parts.keys() != state.keys():
+            raise ValueError
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (RuntimeError, ValueError):  # as torch says that tensors or groups do not fit
+        raise UserError(f"{folder} holds another training; give another run folder") from None
 
 
 def _row(step: int, seconds: float, losses: dict[str, float], scores: Row, speed: float) -> Row:

@@ -11,6 +11,15 @@ from vsvsr import weights
 from vsvsr.errors import UserError
 from vsvsr.ops import flow_warp
 
+BORDER = 16
+"""High-resolution pixels on each side of a crop that are not judged: convolutions see zeros beyond it, and errors that
+belong to the rim, a large part of a crop and a small one of a frame, would rule the training."""
+
+
+def inner(pictures: Tensor) -> Tensor:
+    """Pictures ``(..., h, w)`` without their `BORDER`."""
+    return pictures[..., BORDER:-BORDER, BORDER:-BORDER]
+
 
 def charbonnier(prediction: Tensor, truth: Tensor, epsilon: float = 1e-6) -> Tensor:
     """``mean(sqrt(d^2 + epsilon))``, a smooth L1."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vsvsr.errors import UserError
 from vsvsr.evaluation.compare import sheet
 from vsvsr.evaluation.metrics import psnr
 from vsvsr.models.fastreal import HEAD, FastRealVSR, load, save
@@ -107,6 +108,8 @@ class RecurrentTraining:
         best_by: str | None = "psnr",
     ) -> None:
         processes.check_batch(settings.batch)
+        if settings.chunk < 1:
+            raise UserError(f"--chunk {settings.chunk} is not possible; allowed: 1 or more")
         self.network = network.to(processes.device).to(memory_format=torch.channels_last)
         self.averaged = AveragedWeights(self.network, settings.ema)
         self.optimiser = Optimiser(

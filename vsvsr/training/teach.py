@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import Tensor
 
 from vsvsr import weights
+from vsvsr.errors import UserError
 from vsvsr.files import replace_file
 from vsvsr.models.fastreal import FastRealVSR
 from vsvsr.models.fastreal import load as load_fastreal
@@ -104,6 +105,8 @@ def _seen(clip: Path, sees: Sees) -> np.ndarray:
     if sees == "degraded" or (sees == "by family" and facts["family"] != "noisy capture"):
         seen: np.ndarray = np.load(clip / "lr.npy")
         return seen
+    if facts["family"] in ("clean", "second order"):
+        raise UserError(f"{clip} is of the family {facts['family']!r}; give --sees degraded")
     known = {field.name for field in fields(Degradation)}
     degradation = Degradation(**{name: value for name, value in facts.items() if name in known})
     return capture(np.load(clip / "gt.npy"), replace(degradation, noise=0.0), scale=facts["scale"], seed=0)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from vsvsr.models.fastreal.config import PLAIN
+from vsvsr.models.fastreal.config import PLAIN, Variant
 from vsvsr.models.fastreal.network import FastRealVSR
 from vsvsr.models.realesrgan import SRVGG
 
 
-def from_per_frame(published: SRVGG, flow: nn.Module, *, state_gain: float) -> FastRealVSR:
+def from_per_frame(published: SRVGG, flow: nn.Module, *, state_gain: float, hsa: Variant = PLAIN.hsa) -> FastRealVSR:
     """The recurrent network of size `PLAIN` whose pictures are at first those of ``published``.
 
     The first convolutions become RB1; the next is widened to take the warped state beside the features; the others
@@ -22,8 +22,9 @@ def from_per_frame(published: SRVGG, flow: nn.Module, *, state_gain: float) -> F
         flow: a trained `LightFlow`.
         state_gain: standard deviation of the state's weights in the widened convolution, relative to that of the
             weights for the features.
+        hsa: attention over the state.
     """
-    network = FastRealVSR(PLAIN)
+    network = FastRealVSR(replace(PLAIN, hsa=hsa))
     split = 2 * PLAIN.rb1_blocks  # a convolution and an activation each
     chain = list(published.body)
     for target, layer in zip(network.rb1.children(), chain[:split], strict=True):

@@ -102,8 +102,9 @@ class TileGate:
         return tile_mean((samples - reference).abs_(), self.tile)
 
     def execution(self, change: Tensor) -> Tensor:
-        """The confidence E, ``(..., c)`` to ``(...)``."""
-        return torch.sigmoid(-F.linear(change, self._weight, self._bias))[..., 0]
+        """The confidence E, ``(..., c)`` to ``(...)``; not rounded by mixed precision, since it is compared."""
+        with torch.autocast(change.device.type, enabled=False):
+            return torch.sigmoid(-F.linear(change.to(self._weight.dtype), self._weight, self._bias))[..., 0]
 
     def decide(self, execution: Tensor) -> Tensor:
         """Where E reaches the threshold; nowhere at 1, everywhere at 0."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vsvsr.models.ultra.base import UNetSettings, VAESettings, load_base, requir
 from vsvsr.models.ultra.lora import Layer, adapters, factor_shapes, merge
 from vsvsr.models.ultra.network import FULL, SCALE, UltraConfig, UltraVSR
 from vsvsr.models.ultra.network import build as build_ultra
+from vsvsr.models.ultra.rts import RTSForm
 from vsvsr.weights import read_checkpoint, read_metadata, read_tensors, state_dict
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ _log = logging.getLogger(__name__)
 _STATES = ("state_dict_unet", "state_dict_vae")
 _RELEASED = "released"
 """Metadata of the authors' checkpoint as safetensors: what it holds besides tensors, as JSON."""
+_FORM = "rts_form"
 _HIGHEST_RANK = 1 << 10
 _SOURCE = "the authors link it at github.com/yongliuy/UltraVSR (model_UltraVSR.pkl)"
 _MODULES = {
@@ -63,7 +65,7 @@ def load_released(path: Path, base: Path, config: UltraConfig = FULL) -> Loaded[
     state = _read_released(path)
     unet, vae = load_base(base)
     try:
-        network = UltraVSR(unet, vae, config)
+        network = UltraVSR(unet, vae, replace(config, rts_form=state.get(_FORM, config.rts_form)))
     except ValueError as error:
         raise UserError(f"{base} is not Stable Diffusion 2.1-base: {error}") from error
     try:
@@ -102,6 +104,10 @@ def _checked(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
         listed = isinstance(state[modules], list) and all(isinstance(name, str) for name in state[modules])
         if not listed or type(state[rank]) is not int or not 0 < state[rank] <= _HIGHEST_RANK:
             raise UserError(f"weights file {path}: {modules} or {rank} is no list of names or no number; {_SOURCE}")
+    if _FORM in content:  # a file by `save_released`
+        if content[_FORM] not in get_args(RTSForm):
+            raise UserError(f"weights file {path}: {_FORM} is {shown(repr(content[_FORM]))}, which is not possible")
+        state[_FORM] = content[_FORM]
     return state
 
 
@@ -142,7 +148,7 @@ def save_released(network: UltraVSR, path: Path, metadata: dict[str, str]) -> No
         metadata: recipe, data, numbers.
     """
     own = adapters(network.unet, vae=False), adapters(network.vae, vae=True)
-    described: dict[str, Any] = {}
+    described: dict[str, Any] = {_FORM: network.rts_form}
     tensors: dict[str, Tensor] = {}
     for modules, (rank, adapter) in _MODULES.items():
         vae = rank == "rank_vae"

@@ -110,6 +110,7 @@ class UltraVSR(nn.Module):
         self.unet = unet
         self.vae = vae
         self.degradation = config.degradation
+        self.rts_form = config.rts_form
 
         def modules(widths: tuple[int, ...]) -> nn.ModuleList:
             return nn.ModuleList(

@@ -94,6 +94,7 @@ def build_dataset(sources: Path, target: Path, config: DatasetConfig) -> None:
             continue
         rng = np.random.default_rng((config.seed, index))
         folder.mkdir(exist_ok=True)
+        (folder / "motion.npy").unlink(missing_ok=True)  # of a process that was killed, maybe for another clip
         frames: np.ndarray | None = None
         if videos and (not photographs or rng.random() < config.video_share):
             frames = _video_clip(videos[int(rng.integers(len(videos)))], rng, config)
@@ -142,6 +143,8 @@ def _check(config: DatasetConfig) -> None:
         "recompressed_share",
         "second_order_share",
     )
+    if config.noisy_share + config.light_share + config.heavy_share > 1 + 1e-9:
+        raise UserError("--noisy-share, --light-share and --heavy-share are more than 1 together")
 
 
 def _draw_degradation(rng: np.random.Generator, config: DatasetConfig, index: int) -> tuple[str, Degradation, int]:

@@ -119,6 +119,11 @@ class Clips:
     def __len__(self) -> int:
         return len(self.folders)
 
+    @property
+    def families(self) -> set[str]:
+        """Of the degradations of all clips."""
+        return {_facts(clip).get("family", "") for clip in self.folders}
+
     def shape(self, index: int) -> tuple[int, int, int]:
         """Frames, height and width of a clip at low resolution."""
         t, h, w, _ = np.load(self.folders[index] / "lr.npy", mmap_mode="r").shape

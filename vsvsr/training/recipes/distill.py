@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vsvsr import weights
 from vsvsr.errors import UserError
 from vsvsr.models.fastreal import FastRealVSR, load
+from vsvsr.models.fastreal.config import PLAIN
 from vsvsr.models.fastreal.warm_start import from_per_frame, halved
 from vsvsr.models.realesrgan import SRVGG, load_ncnn, load_published
 from vsvsr.training.discriminator import Adversary
@@ -99,10 +100,7 @@ class Losses:
 
     def _share(self, family: str) -> float:
         """Of the teacher, in the pixel loss of a clip."""
-        by_family = dict(zip(_FAMILIES, self._settings.shares, strict=True))
-        if family not in by_family:
-            raise UserError(f"there are clips of the family {family!r}; give clips that build made without --clean")
-        return by_family[family]
+        return dict(zip(_FAMILIES, self._settings.shares, strict=True))[family]
 
 
 def network(settings: Settings) -> FastRealVSR:
@@ -116,7 +114,7 @@ def network(settings: Settings) -> FastRealVSR:
         published = load_ncnn(_START, weights.install(_START))
     assert isinstance(published, SRVGG)
     flow = load(weights.verify(settings.flow)).network.flow_estimator
-    started = from_per_frame(published, flow, state_gain=settings.state_gain)
+    started = from_per_frame(published, flow, state_gain=settings.state_gain, hsa=settings.hsa or PLAIN.hsa)
     return halved(started) if settings.scale == 2 else started
 
 
@@ -128,6 +126,8 @@ def run(settings: Settings) -> None:
     teachers = {settings.teacher, settings.heavy_teacher, settings.second_teacher}
     targets = sorted(target_name(teacher) for teacher in teachers if teacher is not None)
     training, validation = open_clips(taught, settings, processes, targets=targets)
+    if unknown := training.clips.families - set(_FAMILIES):
+        raise UserError(f"{settings.data} has clips of the family {min(unknown)!r}; allowed: {', '.join(_FAMILIES)}")
     adversary = None
     if settings.gan:
         adversary = Adversary(

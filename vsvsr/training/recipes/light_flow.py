@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vsvsr.errors import UserError
+from vsvsr.models.common.loading import write_tensors
 from vsvsr.models.fastreal.flow import LightFlow
 from vsvsr.training.data.clips import MOTION, Clips, Crops
-from vsvsr.training.harness import Optimiser, Processes, Row, Schedule, Stateful, export_tensors, train
+from vsvsr.training.harness import Optimiser, Processes, Row, Schedule, Stateful, train
 from vsvsr.training.settings import BatchSettings, Option
 
 
@@ -38,11 +40,11 @@ def _loss(network: LightFlow, reference: Tensor, support: Tensor, truth: Tensor)
 
 
 @torch.inference_mode()
-def end_point_error(network: nn.Module, clips: Clips) -> tuple[float, float]:
+def end_point_error(network: nn.Module, clips: Clips, device: torch.device) -> tuple[float, float]:
     """Mean length of the flow's error and of the flow itself, in low-resolution pixels."""
     errors, lengths = [], []
     for index in range(len(clips)):
-        clip = clips.whole(index)
+        clip = clips.whole(index).to(device)
         frames, truth = clip.frames[0], clip.flows[0]
         errors.append(float((network(frames[1:], frames[:-1]) - truth).norm(dim=1).mean()))
         lengths.append(float(truth.norm(dim=1).mean()))
@@ -88,11 +90,11 @@ class FlowTraining:
         return {"loss": float(loss.detach()), "learning_rate": self._optimiser.learning_rate}
 
     def validate(self, sample: Path) -> Row:
-        error, length = end_point_error(self.network, self._validation)
+        error, length = end_point_error(self.network, self._validation, self._processes.device)
         return {"end_point_error": error, "motion": length}
 
     def export(self, path: Path, metadata: dict[str, str]) -> None:
-        export_tensors(path, self.network.state_dict(), metadata)
+        write_tensors(self.network.state_dict(), path, metadata)
 
     @property
     def parts(self) -> dict[str, Stateful]:
@@ -101,6 +103,9 @@ class FlowTraining:
 
 def run(settings: Settings) -> None:
     """Train."""
+    multiple = 2 ** (LightFlow().levels - 1)
+    if settings.crop % multiple:
+        raise UserError(f"--crop {settings.crop} is not possible; allowed: multiples of {multiple}")
     processes = Processes.launched()
     training, validation = (
         Clips(folder, scale=settings.scale, flow=MOTION) for folder in (settings.data, settings.validation)

@@ -18,23 +18,21 @@ from vsvsr.errors import UserError
 from vsvsr.evaluation.metrics import psnr
 from vsvsr.models.basicvsr import BasicVSR
 from vsvsr.models.basicvsr import load as load_basicvsr
+from vsvsr.models.common.loading import write_tensors
 from vsvsr.models.common.padding import extend
 from vsvsr.models.mia import MIAVSR, KeepRatios, MaskSite, threshold_gate
 from vsvsr.models.mia.block import MaskPredictor
 from vsvsr.models.mia.checkpoints import own_tensors
 from vsvsr.models.mia.gates import TEMPERATURE, Gate
 from vsvsr.training.data.clips import Clips, Crops
-from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, Stateful, export_tensors, train
-from vsvsr.training.losses import charbonnier
+from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, Stateful, train
+from vsvsr.training.losses import BORDER, charbonnier, inner
 from vsvsr.training.settings import AveragedSettings, CropValidationSettings, Option
 
 _SCALE = 4
 _FINAL = 5e-4
 """Share of the learning rate at the end of a phase: 1e-7 of 2e-4."""
 _EPSILON = 1e-8
-_BORDER = 16
-"""High-resolution pixels on each side of a crop that are not judged: convolutions see zeros beyond it, and errors that
-belong to the rim, a large part of a crop and a small one of a frame, would rule the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +176,8 @@ class MIA:
             )
         weights = {"loss": 1.0, "kept_in_training": settings.sparsity, "distillation": settings.distillation}
         total_loss = sum((weights[name] * term for name, term in terms.items()), batch.frames.new_zeros(()))
-        self._optimiser.step(total_loss, Schedule(steps=total, final=_FINAL).share(done))
-        self.averaged.update(step)
+        if self._optimiser.step(total_loss, Schedule(steps=total, final=_FINAL).share(done)):
+            self.averaged.update(step)
         values = {name: float(term.detach()) for name, term in terms.items()}
         return {"learning_rate": self._optimiser.learning_rate, **values}
 
@@ -193,7 +191,7 @@ class MIA:
         return {"phase": self.phase, **scores}
 
     def export(self, path: Path, metadata: dict[str, str]) -> None:
-        export_tensors(path, self.averaged.network.state_dict(), metadata)
+        write_tensors(self.averaged.network.state_dict(), path, metadata)
 
     @property
     def parts(self) -> dict[str, Stateful]:
@@ -226,7 +224,7 @@ def losses(
     clip, indices = frames.unbind(1), range(frames.shape[1])
     features = list(network.features(clip, indices, gate=gate))
     pictures = torch.stack([network.reconstruct(x, frame) for x, frame in zip(features, clip, strict=True)], dim=1)
-    loss = charbonnier(_inner(pictures).float(), _inner(truth), epsilon)
+    loss = charbonnier(inner(pictures).float(), inner(truth), epsilon)
     terms = {"loss": loss, "kept_in_training": gumbel.sparsity() if masked else loss.new_ones(())}
     if teacher is not None:
         terms["distillation"] = F.l1_loss(torch.stack(features), _taught(teacher, clip))
@@ -261,12 +259,8 @@ def validate(network: MIAVSR, crops: Crops, gate: Gate, *, count: int) -> dict[s
 
 def _psnr(pictures: Tensor, truth: Tensor) -> float:
     """Of a whole clip ``(t, 3, h, w)`` without its borders."""
-    result, wanted = (255 * _inner(part).clamp(0, 1).flatten(0, 1)[None] for part in (pictures, truth))
+    result, wanted = (255 * inner(part).clamp(0, 1).flatten(0, 1)[None] for part in (pictures, truth))
     return float(psnr(result, wanted))
-
-
-def _inner(pictures: Tensor) -> Tensor:
-    return pictures[..., _BORDER:-_BORDER, _BORDER:-_BORDER]
 
 
 def handcraft(network: MIAVSR, threshold: float) -> None:
@@ -331,8 +325,8 @@ def take_head(network: MIAVSR, teacher: BasicVSR) -> None:
 
 def run(settings: Settings) -> None:
     """Train."""
-    if _SCALE * settings.crop <= 2 * _BORDER:
-        raise UserError(f"--crop {settings.crop} is not possible; allowed: more than {2 * _BORDER // _SCALE}")
+    if _SCALE * settings.crop <= 2 * BORDER:
+        raise UserError(f"--crop {settings.crop} is not possible; allowed: more than {2 * BORDER // _SCALE}")
     if settings.multi_frame and settings.mask_steps:
         raise UserError(f"--mask-steps {settings.mask_steps} is not possible with --multi-frame; allowed: 0")
     torch.manual_seed(settings.seed)

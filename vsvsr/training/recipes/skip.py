@@ -29,13 +29,14 @@ from vsvsr.evaluation.metrics import psnr
 from vsvsr.models.basicvsr import BasicVSR
 from vsvsr.models.basicvsr.network import Direction
 from vsvsr.models.common import ResidualBlocksWithInputConv
+from vsvsr.models.common.loading import write_tensors
 from vsvsr.models.skipvsr import SkipVSR, load
 from vsvsr.models.skipvsr.gate import Tally, TileGate, expand, residual_blocks, sample
 from vsvsr.models.skipvsr.network import FRAME_TILE
 from vsvsr.ops import flow_warp
 from vsvsr.training.data.clips import Clips, Crops
-from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, Stateful, export_tensors, train
-from vsvsr.training.losses import charbonnier
+from vsvsr.training.harness import AveragedWeights, Optimiser, Processes, Row, Schedule, Stateful, train
+from vsvsr.training.losses import charbonnier, inner
 from vsvsr.training.recipes.skip_estimators import Samples, fit_estimators, quantiles
 from vsvsr.training.settings import AveragedSettings, CropValidationSettings, Option
 
@@ -45,8 +46,6 @@ DIRECTIONS: tuple[Direction, Direction] = ("backward", "forward")
 _SCALE = 4
 _EPSILON = 1e-12
 """Square of the paper's 1e-6."""
-_BORDER = 16
-"""High-resolution pixels on each side of a crop that are not judged, as in the recipe of MIA."""
 _MOST_SKIPPED = 0.8
 """Thresholds are drawn that skip up to this share."""
 MEDIAN = 0.4
@@ -307,7 +306,7 @@ def losses(pair: Pair, frames: Tensor, truth: Tensor) -> tuple[dict[str, Tensor]
         student.reconstruct(student.fuse(torch.cat(both, dim=1)), frame)
         for both, frame in zip(states, clip, strict=True)
     ]
-    terms = {"loss": charbonnier(_inner(torch.stack(pictures, dim=1)).float(), _inner(truth), _EPSILON)}
+    terms = {"loss": charbonnier(inner(torch.stack(pictures, dim=1)).float(), inner(truth), _EPSILON)}
     executions, errors, distances, active = [], [], [], []
     for direction, made in passes.items():
         gate = student.gate(direction)
@@ -324,10 +323,6 @@ def losses(pair: Pair, frames: Tensor, truth: Tensor) -> tuple[dict[str, Tensor]
         terms["error"] = torch.stack(distances).mean()
     terms["executed"] = torch.stack(active).mean()
     return terms, torch.cat(executions)
-
-
-def _inner(pictures: Tensor) -> Tensor:
-    return pictures[..., _BORDER:-_BORDER, _BORDER:-_BORDER]
 
 
 @torch.no_grad()
@@ -405,9 +400,9 @@ class Skip:
             terms, executions = losses(self._pair, batch.frames, batch.truth)
         factors = {"loss": 1.0, "mask": settings.mask_weight, "error": settings.error_weight, "executed": 0.0}
         total = sum((factors[name] * term for name, term in terms.items()), batch.frames.new_zeros(()))
-        self._optimiser.step(total, self._schedule.share(step))
-        self.averaged.update(step)
-        network.quantiles.lerp_(processes.average(quantiles(executions)), _FORGET)
+        if self._optimiser.step(total, self._schedule.share(step)):
+            self.averaged.update(step)
+            network.quantiles.lerp_(processes.average(quantiles(executions)), _FORGET)
         values = {name: float(term.detach()) for name, term in terms.items()}
         return {"learning_rate": self._optimiser.learning_rate, **values}
 
@@ -422,7 +417,7 @@ class Skip:
             published = self._teacher.state_dict()
             tensors = {name: value for name, value in tensors.items() if not torch.equal(value, published[name])}
             facts["base"] = settings.checkpoint
-        export_tensors(path, tensors, metadata | facts)
+        write_tensors(tensors, path, metadata | facts)
 
     def _weights(self) -> SkipVSR:
         """The averaged network with the table that belongs to the estimators."""
@@ -456,7 +451,7 @@ def validate(network: SkipVSR, crops: Crops, *, count: int) -> Row:
                 network.reconstruct(network.fuse(states), frame)[0] for states, frame in zip(passes, clip, strict=True)
             ]
             result, wanted = (
-                255 * _inner(x).clamp(0, 1).flatten(0, 1)[None] for x in (torch.stack(made), crop.truth[0])
+                255 * inner(x).clamp(0, 1).flatten(0, 1)[None] for x in (torch.stack(made), crop.truth[0])
             )
             scores.setdefault(f"psnr_{budget}", []).append(float(psnr(result, wanted)))
             if budget < 1:

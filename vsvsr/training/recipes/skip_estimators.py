@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from vsvsr import weights
 from vsvsr.models.basicvsr.network import Direction, Trunk
 from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
+from vsvsr.models.common.loading import write_tensors
 from vsvsr.models.skipvsr import SkipVSR, load
 from vsvsr.models.skipvsr.gate import block_weights, sample, tile_mean
 from vsvsr.models.skipvsr.network import FRAME_TILE
 from vsvsr.training.data.degradation import shrink
 from vsvsr.training.data.motion import Shot, synthetic_clip
 from vsvsr.training.data.pictures import find_pictures, load_photograph
-from vsvsr.training.harness import export_tensors, minimise
+from vsvsr.training.harness import minimise
 from vsvsr.training.settings import Option
 
 SIZE, FRAMES, SCALE = (384, 640), 8, 4
@@ -186,7 +187,7 @@ def run(settings: Settings) -> None:
     fit_estimators(network, network.samples, MEDIAN)
     own = ("estimator_", "kappa", "quantiles")
     tensors = {name: value for name, value in network.state_dict().items() if name.startswith(own)}
-    export_tensors(
-        settings.target, tensors, {"checkpoint": settings.checkpoint, "skipped": "hold", "tile": str(FRAME_TILE)}
+    write_tensors(
+        tensors, settings.target, {"checkpoint": settings.checkpoint, "skipped": "hold", "tile": str(FRAME_TILE)}
     )
     print(f"kappa {network.kappa:.3f}, quantiles of E {[round(q, 3) for q in network.quantiles[::10].tolist()]}")
