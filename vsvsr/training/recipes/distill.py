@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vsvsr import weights
 from vsvsr.errors import UserError
@@ -66,7 +66,6 @@ class Settings(RecurrentSettings):
     gan: Annotated[float, Option("weight of the adversarial loss; 0 = none")] = 0.0
     discriminator_rate: Annotated[float, Option("learning rate of the discriminator, constant")] = 1e-4
     discriminator_channels: Annotated[int, Option("width of the discriminator")] = 16
-    compile: Annotated[bool, Option("compile activations: on a CPU twice the speed; needs a C++ compiler")] = False
 
 
 class Losses:
@@ -136,11 +135,6 @@ def run(settings: Settings) -> None:
             processes=processes,
             bf16=settings.bf16,
         )
-    if settings.compile:
-        # The gradient of a PReLU costs twice that of its convolution otherwise.
-        for module in taught.modules():
-            if isinstance(module, nn.PReLU):
-                module.compile(dynamic=False)
     recipe = RecurrentTraining(
         taught,
         settings,
