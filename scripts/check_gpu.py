@@ -1,6 +1,7 @@
 """On a machine with an NVIDIA GPU: run every test that needs one, then time kernels against PyTorch. About a minute.
 
-Run with the Python of the environment in which vsvsr[cuda,dev] is installed. Arguments go to `scripts.bench.kernels`.
+Run with the Python of an environment that has the checkout: ``pip install -e ".[cuda,dev]"``. Arguments go to
+`scripts.bench.kernels`.
 """
 
 import subprocess

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from vsvsr.cli import cards, doctor, mend
 
@@ -120,6 +121,19 @@ def test_fix_asks_and_runs_what_was_agreed_to(tmp_path: Path) -> None:
     # It has mended it: nothing is left to ask.
     again = asked(tmp_path, "")
     assert (again.returncode, "run vapoursynth" in again.stdout) == (0, False), again.stdout
+
+
+def test_on_windows_each_word_of_the_mending_is_quoted(monkeypatch: Monkey) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setattr("sys.executable", r"C:\Program Files\python.exe")
+    monkeypatch.setattr("os.execv", lambda program, words: given.extend(words))
+    monkeypatch.setattr("typer.confirm", lambda question: True)
+    command = "pip install --force-reinstall torch"
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: iter((doctor.Finding("device", "no CUDA", command),)),))
+    with pytest.raises(typer.Exit):  # where execv comes back
+        doctor.doctor(fix=True)
+    assert given == [r'"C:\Program Files\python.exe"', "-m", "vsvsr.cli.mend", f'"{command}"']
 
 
 def test_a_command_that_fails_ends_the_mending(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -45,6 +46,24 @@ def test_the_version_is_the_projects_everywhere() -> None:
     assert vs.core.vsvsr.Version()["version"] == installed
     with (ROOT / "pyproject.toml").open("rb") as file:
         assert tomllib.load(file)["project"]["version"] == installed
+
+
+def test_what_a_release_tries_needs_no_extra_but_the_command_line() -> None:
+    (tried,) = re.findall(r"python -m pytest (.*)", (ROOT / ".github/workflows/release.yml").read_text())
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    there = {re.split(r"[<>=;]", package)[0] for package in extras["cli"]}
+    named = {
+        re.split(r"[<>=;]", p)[0] for name in ("ultra", "train", "onnx", "cluster", "evaluate") for p in extras[name]
+    }
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({sorted(named - there)}))
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", *{shlex.split(tried)}]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "test_conformance.py" in done.stdout
 
 
 def test_the_guide_for_contributors_names_files_that_exist_and_every_golden() -> None:

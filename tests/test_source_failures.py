@@ -97,6 +97,24 @@ def test_a_frame_the_source_cannot_give_fails_alone(make: Make, clip: vs.VideoNo
     assert same(came, play(make(scenes_at(clip, [broken, broken + 1])), others))
 
 
+def test_the_end_of_a_long_complaint_of_the_source_is_told_every_time(make: Make, clip: vs.VideoNode) -> None:
+    def complain(n: int, f: vs.VideoFrame) -> vs.VideoFrame:
+        raise RuntimeError("é" * 700 + " is what went wrong")
+
+    output = make(clip.std.ModifyFrame(clip, complain))
+    for _ in range(3):
+        with pytest.raises(vs.Error, match="é is what went wrong"):
+            output.get_frame(0)
+
+
+def test_a_part_of_the_filter_that_is_asked_by_itself_says_so(make: Make, clip: vs.VideoNode) -> None:
+    output = make(clip)
+    (part,) = (node for node in output.dependencies if node.width == output.width)
+    with pytest.raises(vs.Error, match="this node is a part of the filter; ask the filter's output for frames"):
+        part.get_frame(0)
+    assert output.get_frame(0).width == output.width
+
+
 def test_requests_under_way_fail_with_the_first_failure_of_the_source_and_never_again(
     make: Make, clip: vs.VideoNode, core: vs.Core
 ) -> None:

@@ -107,6 +107,28 @@ def test_weights_that_complete_others_bring_them(cache: Path, address: str, monk
     assert (cache / "Small.pth").read_bytes() == CONTENT
 
 
+def test_weights_that_cannot_be_replaced_stay_as_they_were(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    former = cache / "stable-diffusion-2-1-base"
+    former.mkdir(parents=True)
+    (former / "old").write_text("here")
+    replace = Path.replace
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if (self / "new").exists():
+            raise PermissionError(13, "in use")
+        return replace(self, target)
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        (path / "new").write_text("here")
+
+    monkeypatch.setattr(Path, "replace", refuse_new)
+    with pytest.raises(UserError, match=r"stable-diffusion-2-1-base could not be stored \(.*in use\)"):
+        weights.keep("stable-diffusion-2-1-base", write)
+    assert [path.name for path in former.iterdir()] == ["old"]
+    monkeypatch.undo()
+
+
 def test_weights_that_complete_others_are_refused_without_them(cache: Path, bikes: vs.VideoNode) -> None:
     expected = "Skip: weights BasicVSR_REDS4 are not installed; run: vsvsr weights install BasicVSR_REDS4"
     with pytest.raises(vs.Error, match=f"^{re.escape(expected)}$"):

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from vsvsr.models.ultra import TINY, UltraConfig, UltraVSR, build
 from vsvsr.models.ultra.lora import factor_shapes, unet_targets, vae_targets
+
+if TYPE_CHECKING:  # the extra `ultra`, which tests of other filters do without
+    from transformers import CLIPTextModel
 
 
 def released_state(network: UltraVSR, rank: int = 4) -> dict[str, Any]:
@@ -46,6 +48,8 @@ def released_state(network: UltraVSR, rank: int = 4) -> dict[str, Any]:
 
 def write_base_folder(folder: Path, config: UltraConfig = TINY) -> None:
     """A folder laid out as Stable Diffusion 2.1-base."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     torch.manual_seed(1)
     network = build(config)
     network.unet.save_pretrained(folder / "unet")
@@ -68,7 +72,7 @@ def write_base_folder(folder: Path, config: UltraConfig = TINY) -> None:
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
 
 
-def single_file_state(network: UltraVSR, tower: CLIPTextModel) -> dict[str, torch.Tensor]:
+def single_file_state(network: UltraVSR, tower: "CLIPTextModel") -> dict[str, torch.Tensor]:
     """What Stable Diffusion's makers publish in one file: their names of a network and a text tower, and schedules.
 
     The text tower has a block more than is used, as theirs has.

@@ -1,6 +1,5 @@
 #include "filter.h"
 
-#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -398,8 +397,12 @@ void Inner::drop(Request &request) const {
 bool Inner::advance(int n, Request &request, VSFrameContext *context) const {
     const VSAPI *vsapi = instance->vsapi();
     for (;;) {
-        if (!request.held.contains(n))
-            request.held[n] = instance->atHand(n);
+        if (!request.held.contains(n)) {
+            const VSFrame *source = instance->atHand(n);
+            if (!source)
+                throw python::Error("this node is a part of the filter; ask the filter's output for frames");
+            request.held[n] = source;
+        }
         const std::vector<int> missing = instance->advance(n, request.held);
         drop(request);
         if (missing.empty())
@@ -529,7 +532,7 @@ struct Tolerant {
 
 const VSFrame *Tolerant::getFrame(int n, VSCore *core) const {
     const VSAPI *vsapi = instance->vsapi();
-    std::array<char, 1024> message{};
+    std::vector<char> message(1 << 16); // Python says last, after a traceback, what went wrong
     const VSFrame *frame = nullptr;
     for (int attempt = 0; attempt < 2 && !frame; ++attempt)
         frame = vsapi->getFrame(n, instance->bareSource(), message.data(), static_cast<int>(message.size()));

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import list2cmdline
 from typing import Annotated
 
 import typer
@@ -63,7 +64,9 @@ def doctor(
     chosen = [command for command in commands if fix and typer.confirm(f"run {command}?")]
     if chosen:
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", mend.__name__, *chosen])
+        words = [sys.executable, "-m", mend.__name__, *chosen]
+        # Windows joins the words with spaces and leaves quotes to the caller.
+        os.execv(sys.executable, [list2cmdline([word]) for word in words] if sys.platform == "win32" else words)
     if any(finding.remedy is not None for finding in findings):
         raise typer.Exit(1)
 
@@ -193,7 +196,7 @@ def _source_filter() -> Iterator[Finding]:
     import vapoursynth as vs
 
     if hasattr(vs.core, "bs"):
-        yield Finding("source filter", f"BestSource {importlib.metadata.version('vapoursynth-bestsource')}")
+        yield Finding("source filter", f"BestSource {vs.core.bs.version.major}")
     else:
         yield Finding("source filter", "BestSource is not loaded", "pip install vapoursynth-bestsource")
 

@@ -89,8 +89,13 @@ def keep(name: str, write: Callable[[Path], None]) -> Path:
         try:
             write(made)
             if target.is_dir():
-                target.replace(former)
-            made.replace(target)
+                replace_file(target, former)
+            try:
+                replace_file(made, target)
+            except OSError:
+                if former.exists():
+                    former.replace(target)
+                raise
         except OSError as error:
             raise UserError(f"weights {name} could not be stored ({explain(error)})") from error
     return target
