@@ -115,6 +115,35 @@ def test_matroska_takes_everything_along(
     assert ffmpeg("-i", target, *subtitles) == ffmpeg("-i", rich_film, *subtitles)
 
 
+def test_sound_subtitles_and_what_a_file_says_can_be_left_out(
+    rich_film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey
+) -> None:
+    target = tmp_path / "out.mkv"
+    command = ("upscale", rich_film, target, "--model-path", tiny_fastreal, "-y", "--encoder-option")
+    assert run(monkeypatch, *command, "an=", "--encoder-option", "map_chapters=-1") == 0
+    assert [kind for kind, _, _ in told(target)["tracks"]][:3] == ["Film", "Subtitle", "Subtitle"]
+    assert told(target)["chapters"] == []
+    assert run(monkeypatch, *command, "sn=") == 0
+    assert [kind for kind, _, _ in told(target)["tracks"]][:4] == ["Film", "Audio", "Audio", "Attachment"]
+    plain = small(tmp_path / "in.mkv", options=("-metadata", "title=A film"))
+    assert told(plain)["title"] == ["A film"]
+    command = ("upscale", plain, *command[2:])
+    assert run(monkeypatch, *command, "map_metadata=-1") == 0
+    assert told(target)["title"] == []
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_chapters_of_a_part_end_with_it(
+    rich_film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, suffix: str
+) -> None:
+    target = tmp_path / f"out{suffix}"
+    part = ("--start", "1", "--end", "5")  # 0.04 to 0.2 s; the second chapter is from 0.15 to 0.32 s
+    assert run(monkeypatch, "upscale", rich_film, target, "--model-path", tiny_fastreal, *part) == 0
+    starts_and_ends = [(float(start), float(end)) for start, end, _ in told(target)["chapters"]]
+    assert starts_and_ends == [pytest.approx((0, 0.11), abs=2e-3), pytest.approx((0.11, 0.16), abs=2e-3)]
+    assert decode(target)[0].num_frames == 4
+
+
 def test_sound_in_a_language_with_a_region_is_taken_along(
     tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey
 ) -> None:

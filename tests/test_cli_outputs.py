@@ -69,6 +69,48 @@ def test_one_frame_is_a_picture(
     assert np.abs(error).mean() <= tolerance
 
 
+def test_pictures_of_any_width_are_the_frames(tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey) -> None:
+    source = small(tmp_path / "in.mkv", vf="scale=46:34", frames=2)  # rows of 184 bytes, which VapourSynth pads
+    assert run(monkeypatch, "upscale", source, tmp_path / "%d.png", "--model-path", tiny_fastreal) == 0
+    made = [Pictures(open_video(tmp_path / f"{n}.png").clip)[0] for n in range(2)]
+    np.testing.assert_array_equal(np.stack(made), expected(source, tiny_fastreal))
+
+
+def test_the_source_is_never_written_over(
+    film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    assert run(monkeypatch, "upscale", film, folder / "%04d.png", "--model-path", tiny_fastreal) == 0
+    before = {path: path.read_bytes() for path in (film, *folder.iterdir())}
+    capsys.readouterr()
+    for command, kept in (
+        (("upscale", folder, folder / "%04d.png", "--model-path", tiny_fastreal, "-y"), folder / "0000.png"),
+        (
+            ("upscale", folder, folder / "0001.png", "--end", "1", "--model-path", tiny_fastreal, "-y"),
+            folder / "0001.png",
+        ),
+        (("plan", film, "--scenes", film), film),
+        (("evaluate", film, film, "--per-frame", film), film),
+        (("evaluate", film, film, "--sheet", film), film),
+        (("export", tiny_fastreal, tiny_fastreal, "-y"), tiny_fastreal),
+    ):
+        assert run(monkeypatch, *command) == 1
+        assert capsys.readouterr().err.splitlines()[-1] == f"vsvsr: {kept} is the input; choose another name"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_codec_that_the_container_cannot_hold_is_an_error_before_the_first_frame(
+    film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    command = ("upscale", film, tmp_path / "out.webm", "--model-path", tiny_fastreal, "--encoder", "libx264")
+    assert run(monkeypatch, *command, "--progress", "json") == 1
+    said = capsys.readouterr()
+    assert "Only VP8 or VP9 or AV1 video" in said.err
+    assert '"frames"' not in said.out
+    assert not list(tmp_path.glob(".out*"))
+
+
 def test_ten_bits_stay_more_than_eight_in_a_picture(tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey) -> None:
     source = small(tmp_path / "in.mkv", vf="format=yuv420p10", frames=1)
     assert run(monkeypatch, "upscale", source, tmp_path / "out.png", "--model-path", tiny_fastreal) == 0

@@ -370,6 +370,27 @@ def test_a_job_goes_on_when_a_full_disk_has_room_again(
     assert len(digests(target)) == 20
 
 
+def test_parts_of_another_container_are_another_job(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    source, job = silent(tmp_path / "in.mkv", 2), tmp_path / "job"
+    command = ("--model-path", tiny_fastreal, "--job", job, "--keep-job")
+    assert run(monkeypatch, "upscale", source, tmp_path / "a.mkv", *command) == 0
+    assert run(monkeypatch, "upscale", source, tmp_path / "a.mp4", *command) == 1
+    assert "was begun differently: container was .mkv, is .mp4; " in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_can_hold_other_things_and_the_film(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey
+) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "zz").mkdir(parents=True)
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32", "-frames:v", "2", folder / "%d.png")
+    (folder / "._0.png").write_bytes(b"what macOS leaves")
+    assert run(monkeypatch, "upscale", folder, folder / "out.mkv", "--model-path", tiny_fastreal) == 0
+    assert decode(folder / "out.mkv")[0].num_frames == 2
+
+
 def test_a_source_that_was_replaced_in_between_is_another_job(killed: Killed) -> None:
     process = killed.begin()
     killed.wait_for_parts(process, 2)

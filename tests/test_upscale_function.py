@@ -100,12 +100,20 @@ def test_fp16_converts_to_half_precision(plain: vs.VideoNode) -> None:
     assert play(vsvsr.upscale(plain, fp16=True, device_index=-1)) == expected != play(vsvsr.upscale(plain))
 
 
+def test_tags_of_other_kinds_count_as_none(plain: vs.VideoNode) -> None:
+    expected = play(vsvsr.upscale(plain))
+    assert play(vsvsr.upscale(plain.std.SetFrameProps(_Matrix=[1, 6], _ChromaLocation="left"))) == expected
+    rgb = plain.resize.Bicubic(format=vs.RGB24, matrix_in=1)
+    assert play(vsvsr.upscale(rgb.std.SetFrameProps(_Matrix=1))) == play(vsvsr.upscale(rgb))
+
+
 def test_what_cannot_be_upscaled_is_one_line(plain: vs.VideoNode) -> None:
     changing = vs.core.std.Splice([plain, plain.std.CropAbs(width=32, height=32)], mismatch=True)
     wrong = {
         "the clip's format or size varies; make it constant": lambda: vsvsr.upscale(changing),
         "the clip is interlaced; deinterlace it first": lambda: vsvsr.upscale(plain.std.SetFieldBased(2)),
         "name='Toy' is not possible; allowed: FastReal or Skip or MIA or Ultra": lambda: vsvsr.upscale(plain, "Toy"),
+        "clip is AudioNode; give a video clip": lambda: vsvsr.upscale(vs.core.std.BlankAudio()),  # type: ignore[arg-type]
         "threshold is no argument of FastReal; those are model, model_path,": lambda: vsvsr.upscale(
             plain, threshold=0.5
         ),

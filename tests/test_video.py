@@ -104,9 +104,44 @@ def test_what_is_wrong_with_a_folder_of_pictures_is_said(tmp_path: Path) -> None
     (tmp_path / "03.png").write_bytes((tmp_path / "04.png").read_bytes()[:60])
     with pytest.raises(UserError, match="4 of its 5 pictures can be read"):
         open_video(tmp_path)
+    (tmp_path / "2.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"the number of 02\.png occurs twice"):
+        open_video(tmp_path)
     (tmp_path / "cover.png").write_bytes(b"")
     with pytest.raises(UserError, match="are named alike but for their number"):
         open_video(tmp_path)
+
+
+def test_frames_that_share_a_timestamp_follow_each_other_and_no_other_moves(tmp_path: Path) -> None:
+    stamps = "settb=1/1000,setpts='if(lt(N,5),N*40,if(eq(N,5),160,1000+N*200))'"
+    exact = ("-fps_mode", "passthrough", "-enc_time_base", "1/1000", "-c:v", "ffv1", "-an")
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32:r=25:d=0.4", "-vf", stamps, *exact, tmp_path / "in.mkv")
+    video = open_video(tmp_path / "in.mkv")
+    shown = [0, 40, 80, 120, 160, 161, 2200, 2400, 2600, 2800, 3000]
+    assert video.timestamps == [1_000_000 * stamp for stamp in shown]
+    assert video.left_out == ()
+
+
+def test_timestamps_that_go_back_are_told(tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32:r=25:d=0.4", "-c:v", "mpeg2video", tmp_path / "one.ts")
+    (tmp_path / "two.ts").write_bytes(2 * (tmp_path / "one.ts").read_bytes())
+    video = open_video(tmp_path / "two.ts")
+    assert video.left_out == ("its timestamps, which go back at frame 10: frames follow evenly, and sound may not fit",)
+    assert all(after > before for before, after in itertools.pairwise(video.timestamps))
+
+
+def test_a_film_that_was_made_again_under_its_name_is_read_again(tmp_path: Path) -> None:
+    for colour, frames in (("red", 30), ("blue", 30)):
+        source = f"color={colour}:s=48x32:r=25:d={frames / 25}"
+        ffmpeg("-f", "lavfi", "-i", source, "-pix_fmt", "yuv420p", tmp_path / "film.y4m")
+        video = open_video(tmp_path / "film.y4m")
+        assert len(list(Pictures(video.clip))) == frames
+    assert Pictures(video.clip)[0][..., 2].mean() > 200
+
+
+def test_transparency_is_told_of(tmp_path: Path) -> None:
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=s=48x32", "-frames:v", "1", "-pix_fmt", "rgba", tmp_path / "in.png")
+    assert open_video(tmp_path / "in.png").left_out == ("transparency",)
 
 
 def test_a_name_is_never_taken_for_a_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,12 @@ def check_target(target: Path) -> None:
         raise UserError(f"{target}: there is no folder {target.parent}")
 
 
+def refuse_input(target: Path, *inputs: Path | None) -> None:
+    """Raise a `UserError` where a file would be written over one that is read."""
+    if any(file is not None and file.exists() and target.exists() and target.samefile(file) for file in inputs):
+        raise UserError(f"{target} is the input; choose another name")
+
+
 def final_name(target: Path) -> Path:
     """Where a file of this name is really: links are followed, not replaced."""
     return Path(os.path.realpath(target))

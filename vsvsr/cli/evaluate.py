@@ -10,9 +10,10 @@ import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vsvsr.errors import UserError, WrongArgumentError
-from vsvsr.files import written_whole
+from vsvsr.files import refuse_input, written_whole
 from vsvsr.video.source import Pictures, image_sequence, open_video
 
 app = typer.Typer()
@@ -55,6 +56,8 @@ def evaluate(
         return
     if perceptual and truth is None:
         raise UserError("--perceptual compares with the truth; give it after the clip")
+    for output in filter(None, (per_frame, sheet)):
+        refuse_input(output, clip, truth, source)
     with ExitStack() as outputs:
         # Opened first: an hour of judging is not lost to a name that cannot be written.
         csv_path, sheet_path = (
@@ -83,7 +86,8 @@ def _evaluate(
         raise UserError(
             f"{clip} is {size[1]}x{size[0]}: without a truth only NIQE can be told, and that needs at least 192x192"
         )
-    clips: dict[str, compare.Clip] = {clip.stem: compare.EightBitClip(judged)}
+    own = clip.name if clip.stem in ("bicubic", "Lanczos", "truth") else clip.stem
+    clips: dict[str, compare.Clip] = {own: compare.EightBitClip(judged)}
     if source is not None:
         small = _open(source, frames)
         clips["bicubic"] = compare.EightBitClip(small, compare.enlarged(size, Image.Resampling.BICUBIC))
@@ -100,7 +104,7 @@ def _evaluate(
             if perceptual:
                 rate = judged.frames_per_second or _UNKNOWN_RATE
                 cells += [f"{erqa(pictures, reference):.3f}", f"{jod(pictures, reference, frames_per_second=rate):.2f}"]
-        table.add_row(name, *cells, "" if small_picture else f"{compare.mean_niqe(pictures):.3f}")
+        table.add_row(Text(name), *cells, "" if small_picture else f"{compare.mean_niqe(pictures):.3f}")
     Console().print(table)
     if csv_path is not None:
         compare.write_frame_scores(csv_path, clips, reference)

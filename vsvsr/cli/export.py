@@ -8,7 +8,7 @@ import typer
 
 from vsvsr import weights
 from vsvsr.errors import UserError
-from vsvsr.files import written_whole
+from vsvsr.files import refuse_input, written_whole
 
 app = typer.Typer()
 
@@ -47,6 +47,7 @@ def export(
     from vsvsr.models.fastreal.step import OPSET, Step, Window, described, write_onnx
 
     source = weights.find(model)
+    refuse_input(output, source)
     loaded = load(source)
     network = loaded.network.half() if fp16 else loaded.network
     form = Window(network, window) if window else Step(network)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vsvsr.cli.upscale import check_filter, parse_arguments
-from vsvsr.files import written_whole
+from vsvsr.files import refuse_input, written_whole
 from vsvsr.jobs.order import Order
 from vsvsr.jobs.parts import divide
 from vsvsr.video.encoder import Encoding
@@ -37,6 +37,8 @@ def plan(
         frames=slice(None),
         encoding=Encoding(),
     )
+    if scenes is not None:
+        refuse_input(scenes, order.source)
     film, segments, _ = order.open(lambda percent: None)
     last = film.frames.stop
     parts = divide(segments.starts(0, last), last, film.source.timestamps)

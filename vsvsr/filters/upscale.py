@@ -36,5 +36,7 @@ def _check(name: str, clip: vs.VideoNode, arguments: Mapping[str, object]) -> No
     unknown = next((argument for argument in arguments if argument not in known), None)
     if unknown is not None:
         raise UserError(f"{unknown} is no argument of {name}; those are {', '.join(known)}")
+    if not isinstance(clip, vs.VideoNode):
+        raise UserError(f"clip is {type(clip).__name__}; give a video clip")
     if not clip.format.id or not clip.width or not clip.height:
         raise UserError("the clip's format or size varies; make it constant")

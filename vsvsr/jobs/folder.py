@@ -22,8 +22,13 @@ from vsvsr.errors import UserError
 from vsvsr.files import explain, final_name, replace_file, undone
 from vsvsr.jobs.identity import Identity, differences
 from vsvsr.jobs.parts import Part
+from vsvsr.video.tracks import MOV
 
 _LONGEST_NAME = 200
+
+_PART = re.compile(rf"\d{{8,}}({'|'.join(map(re.escape, sorted({*MOV, '.mkv'})))})")
+"""Names of finished parts, whatever container they are in."""
+_OTHER = re.compile(r"\d{8,}\.json|job\.json(\.new)?|lock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,8 @@ class JobFolder:
         Raises:
             UserError: it is another job.
         """
-        plan = {**identity, "parts": [[part.first, part.last] for part in parts]}
+        ranges = [[part.first, part.last] for part in parts]
+        plan = {**identity, "container": self._suffix, "parts": ranges}
         description = self.path / "job.json"
         if not self.has_parts():
             write_whole(description, json.dumps(plan, indent=1), self.path)
@@ -125,7 +131,7 @@ class JobFolder:
 
     def has_parts(self) -> bool:
         """Whether something is finished."""
-        return any(file.suffix == self._suffix for file in self.path.iterdir() if self.owns(file))
+        return any(_PART.fullmatch(file.name) for file in self.path.iterdir())
 
     def remove(self) -> None:
         """Remove what belongs to the job, and the folder too unless something else is in it."""
@@ -139,9 +145,7 @@ class JobFolder:
 
     def owns(self, file: Path) -> bool:
         """Whether a file in the folder is one that a job makes."""
-        return (
-            re.fullmatch(rf"job\.json(\.new)?|lock|\d{{8,}}({re.escape(self._suffix)}|\.json)", file.name) is not None
-        )
+        return _OTHER.fullmatch(file.name) is not None or _PART.fullmatch(file.name) is not None
 
     def _record_file(self, part: Part) -> Path:
         return self.path / f"{part.first:08d}.json"

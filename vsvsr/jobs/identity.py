@@ -11,6 +11,7 @@ from vsvsr import weights
 from vsvsr.filters.registry import FILTERS
 from vsvsr.jobs.order import Opened, Order
 from vsvsr.video.film import Film
+from vsvsr.video.source import image_sequence
 
 _OTHERWISE = {"device_index", "tile"}
 """Arguments that the identity has in another form: what computes, and the tiles that were chosen."""
@@ -69,7 +70,7 @@ def _plain(value: object) -> object:
 
 def _source(film: Film) -> Identity:
     path, stamps = film.source.path, film.source.timestamps
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = image_sequence(path) if path.is_dir() else [path]
     states = [file.stat() for file in files]
     return {
         "size": sum(state.st_size for state in states),

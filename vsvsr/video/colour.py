@@ -26,17 +26,18 @@ def colour_of(clip: vs.VideoNode, props: "vs.FrameProps") -> Colour:
     players do. Untagged RGB has full range, everything else limited range.
     """
     is_rgb = clip.format.color_family == vs.RGB
-    matrix = props.get("_Matrix", _UNSPECIFIED)
+    tags = {name: value for name, value in props.items() if isinstance(value, int)}  # others are no tags
+    matrix = tags.get("_Matrix", _UNSPECIFIED)
     if is_rgb:
         matrix = _BT709
     elif matrix in (_RGB, _UNSPECIFIED, _RESERVED):
         matrix = _BT709 if clip.width > 1024 or clip.height > 576 else _BT601
     return Colour(
         matrix=matrix,
-        transfer=props.get("_Transfer", _UNSPECIFIED),
-        primaries=props.get("_Primaries", _UNSPECIFIED),
-        full_range=props.get("_Range", int(is_rgb)) == 1,
-        chroma_location=props.get("_ChromaLocation"),
+        transfer=tags.get("_Transfer", _UNSPECIFIED),
+        primaries=tags.get("_Primaries", _UNSPECIFIED),
+        full_range=tags.get("_Range", int(is_rgb)) == 1,
+        chroma_location=tags.get("_ChromaLocation"),
     )
 
 
@@ -52,8 +53,8 @@ def completed(colour: Colour, video_format: vs.VideoFormat) -> Colour:
 
 def to_float_rgb(clip: vs.VideoNode, colour: Colour, *, half: bool = False) -> vs.VideoNode:
     """RGBS, or RGBH: full range, by the matrix of ``colour``; range and chroma placement are read from each frame."""
-    if clip.format.color_family != vs.RGB:
-        clip = clip.std.SetFrameProps(_Matrix=colour.matrix)  # given as an argument, some tags would still be refused
+    # Given as an argument, some tags would still be refused.
+    clip = clip.std.SetFrameProps(_Matrix=_RGB if clip.format.color_family == vs.RGB else colour.matrix)
     return clip.resize.Bicubic(format=vs.RGBH if half else vs.RGBS)
 
 

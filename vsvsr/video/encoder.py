@@ -50,8 +50,12 @@ _HARDWARE = {
 }
 """Constant quality of hardware encoders, by what follows the last ``_`` in their names."""
 
-_BESIDE = frozenset({"acodec", "af", "an", "ac", "ar", "scodec", "sn", "metadata", "disposition", "movflags", "f"})
+_BESIDE = frozenset({"acodec", "af", "ac", "ar", "scodec", "metadata", "disposition", "movflags", "f"})
+_BESIDE |= {"map_metadata", "map_chapters", "shortest", "an", "sn"}
 """Options of ffmpeg that are about sound, subtitles or the file."""
+
+_WITHOUT = {"an": "Audio", "sn": "Subtitle"}
+"""Options that leave out tracks of a kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,12 @@ class Encoding:
 
     def joining(self) -> list[str]:
         """Those of ``options`` that are about sound, subtitles or the file: for when a film is joined."""
-        return _words(option for option in self.options if _beside(option[0]))
+        return _words(option for option in self.options if _beside(option[0]) and option[0] not in _WITHOUT)
+
+    @property
+    def without(self) -> set[str]:
+        """Kinds of tracks of the source, as ffmpeg names them, that ``options`` leave out."""
+        return {_WITHOUT[name] for name, _ in self.options if name in _WITHOUT}
 
 
 class _StoppedReadingError(Exception):
@@ -95,7 +104,7 @@ def _beside(key: str) -> bool:
 
 
 def _words(options: Iterable[tuple[str, str]]) -> list[str]:
-    return [word for key, value in options for word in (f"-{key}", value)]
+    return [word for key, value in options for word in (f"-{key}", value) if word]
 
 
 def is_numbered(target: Path) -> bool:
@@ -168,9 +177,10 @@ def encode(
 
             def write(frame: vs.VideoFrame) -> list[memoryview]:
                 now, after = next(timestamps)
-                planes = list(frame.readchunks())
+                planes = list(frame.readchunks())  # or their rows, where those are padded
                 if frame.format.color_family == vs.RGB:
-                    planes = [planes[1], planes[2], planes[0]]
+                    red = len(planes) // 3
+                    planes = [*planes[red:], *planes[:red]]
                 for piece in matroska.frame(now - zero, after - now, planes, sum(plane.nbytes for plane in planes)):
                     feed(piece)
                 return planes

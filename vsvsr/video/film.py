@@ -8,11 +8,11 @@ from pathlib import Path
 import vapoursynth as vs
 
 from vsvsr.errors import UserError, WrongArgumentError
-from vsvsr.files import check_target, publish, scratch_beside
+from vsvsr.files import check_target, publish, refuse_input, scratch_beside
 from vsvsr.video.encoder import Encoding, encode, is_image, is_numbered, wants_rgb
 from vsvsr.video.ffmpeg import is_truncated, picture_size
 from vsvsr.video.size import Size, scaled_down
-from vsvsr.video.source import Video, from_rgb, one_line_errors, open_video, to_integer_rgb
+from vsvsr.video.source import Video, from_rgb, image_sequence, one_line_errors, open_video, to_integer_rgb
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,10 @@ def check_paths(source: Path, target: Path, *, overwrite: bool) -> None:
     if not source.is_file() and not source.is_dir():
         raise UserError(f"{source} is not a file, nor a folder of numbered pictures")
     check_target(target)
+    if "\n" in str(target):
+        raise UserError(f"{target} has a line break in its name; choose another one")
+    refuse_input(target, source, *(image_sequence(source) if source.is_dir() and is_image(target) else ()))
     if target.exists():
-        if target.samefile(source):
-            raise UserError(f"{target} is the input; choose another name")
         if not target.is_file():
             raise UserError(f"{target} is not a file; choose another name")
         if not overwrite:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import vapoursynth as vs
+
 from vsvsr.errors import UserError
 from vsvsr.files import scratch_folder
 from vsvsr.video.encoder import Encoding, complaint
@@ -78,7 +80,7 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
         UserError: ffmpeg failed, or frames or timestamps are not those of the plan.
     """
     described = _described(film)
-    carried = beside(described, target)
+    carried = beside(described, target, without=encoding.without)
     zero = film_zero(film)
     stamps = [film.source.timestamps[first] - zero for _, first in parts]
     if part_suffix(target) not in MOV:
@@ -95,9 +97,10 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
                 *("-f", "concat", "-safe", "0", "-i", url(listed), *source),
                 *("-map", "0:v", "-c:0", "copy", *carried.maps(source=1, first=1), *carried.attached(covers)),
                 *carried.marks(),
-                *(("-map_metadata", "1", "-map_chapters", "1") if described else ()),
+                *(_taken_from(1, encoding) if described else ()),
                 # ffmpeg begins at a key frame of the picture, and would keep seconds of sound before the first frame.
                 *(("-copypriorss:a", "0", "-copypriorss:s", "0") if film.is_cut else ()),
+                *(("-t", _seconds(film)) if film.is_cut else ()),  # for chapters
                 *encoding.joining(),
                 *(("-movflags", "+faststart") if target.suffix.lower() in MOV else ()),
                 url(path),
@@ -109,22 +112,35 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
 
 
 def check_beside(film: Film, target: Path, encoding: Encoding) -> Beside:
-    """What of the source goes into the film besides the picture, after an attempt to put it into such a container.
+    """What of the source goes into the film besides the picture, after an attempt to put both into such a container.
 
     Raises:
         UserError: ffmpeg refuses it, which would otherwise show when all frames are made.
     """
-    carried = beside(_described(film), target)
-    if not carried.tracks:
-        return carried
+    described = _described(film)
+    carried = beside(described, target, without=encoding.without)
+    picture = ["-f", "lavfi", "-i", f"color=s={film.clip.width}x{film.clip.height},format={_pixels(film.clip)}"]
+    source = ["-i", url(film.source.path)] if described else []
     with tempfile.TemporaryDirectory() as folder:
-        path = url(Path(folder, target.name[-_SHORT:]))
-        maps = carried.maps(source=0, first=0)
-        source = ["-i", url(film.source.path), "-t", "0.2"]
-        status, _, said = run(["-loglevel", "error", "-nostats", *source, *maps, *encoding.joining(), path])
-    if status:
-        raise UserError(f"{target}: {complaint(said, status).replace(path, str(target))}")
+        part, path = url(Path(folder, f"part{part_suffix(target)}")), url(Path(folder, target.name[-_SHORT:]))
+        encoded = [*picture, "-frames:v", "1", *encoding.arguments(target), part]
+        maps = ["-map", "0:v", "-c:0", "copy", *carried.maps(source=1, first=1)]
+        for command in (encoded, ["-i", part, *source, *maps, "-t", "0.2", *encoding.joining(), path]):
+            status, _, said = run(["-loglevel", "error", "-nostats", *command])
+            if status:
+                told = complaint(said, status).replace(part, str(target)).replace(path, str(target))
+                raise UserError(f"{target}: {told}")
     return carried
+
+
+def _pixels(clip: vs.VideoNode) -> str:
+    """ffmpeg's name of a film's pixels."""
+    if clip.format.color_family == vs.GRAY:
+        name = "gray"
+    else:
+        sampling = {(1, 1): 420, (1, 0): 422, (0, 0): 444}[clip.format.subsampling_w, clip.format.subsampling_h]
+        name = f"yuv{sampling}p"
+    return name if clip.format.bits_per_sample == 8 else f"{name}10le"
 
 
 def _covers(film: Film, carried: Beside, folder: Path, target: Path) -> list[Path]:
@@ -201,6 +217,17 @@ def _cut_arguments(film: Film, described: str) -> list[str]:
     """Input options for the part of the source that the film is made of."""
     if not film.is_cut:
         return []
+    begin = film.source.timestamps[film.frames.start] - _start_time(described)
+    return ["-ss", f"{begin / TIMESTAMPS_PER_SECOND:.6f}", "-t", _seconds(film)]
+
+
+def _taken_from(source: int, encoding: Encoding) -> list[str]:
+    """Output options that take what an input says of itself, unless options of the user's say otherwise."""
+    own = {name.partition(":")[0] for name, _ in encoding.options}
+    return [word for name in ("map_metadata", "map_chapters") if name not in own for word in (f"-{name}", str(source))]
+
+
+def _seconds(film: Film) -> str:
+    """How long the film lasts."""
     stamps, frames = film.source.timestamps, film.frames
-    begin, length = stamps[frames.start] - _start_time(described), stamps[frames.stop] - stamps[frames.start]
-    return ["-ss", f"{begin / TIMESTAMPS_PER_SECOND:.6f}", "-t", f"{length / TIMESTAMPS_PER_SECOND:.6f}"]
+    return f"{(stamps[frames.stop] - stamps[frames.start]) / TIMESTAMPS_PER_SECOND:.6f}"

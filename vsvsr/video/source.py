@@ -1,13 +1,14 @@
 """Open a video: its frames as RGB, when each is shown, and what a faithful copy must say about them."""
 
+import glob
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -122,7 +123,8 @@ def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: Non
     """
     if not hasattr(vs.core, "bs"):
         raise UserError('the source filter BestSource is missing; run: pip install "vsvsr[cli]"')
-    decoded, stamps, time_base = _decode(path, on_index)
+    decoded, given, time_base = _decode(path, on_index)
+    stamps = _apart(given, time_base * decoded.fps)
     if decoded.format is None or decoded.width == 0:
         raise UserError(f"{path} changes its size or format on the way; it must have one")
     with one_line_errors():
@@ -147,7 +149,7 @@ def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: Non
         time_base=time_base,
         mastering=_mastering(props),
         light_level=_light_level(props),
-        left_out=_left_out(decoded.format, props),
+        left_out=(*_left_out(decoded.format, props), *_going_back(stamps)),
     )
 
 
@@ -157,7 +159,8 @@ def image_sequence(folder: Path) -> list[Path]:
     Raises:
         UserError: there are no pictures, they are not named alike but for one number, or a number is missing.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    pictures = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = sorted(path for path in pictures if not path.name.startswith("."))
     if not found:
         raise UserError(f"{folder} holds no pictures")
     names = [_NUMBERED.fullmatch(path.name) for path in found]
@@ -167,6 +170,9 @@ def image_sequence(folder: Path) -> list[Path]:
             f"{folder}: pictures of one sequence are named alike but for their number, as 0001.png, 0002.png"
         )
     by_number = {int(match[2]): path for match, path in zip(matches, found, strict=True)}
+    if len(by_number) < len(found):
+        twice = next(path for path in found if path not in by_number.values())
+        raise UserError(f"{folder}: the number of {twice.name} occurs twice")
     numbers = sorted(by_number)
     missing = next((after - 1 for before, after in pairwise(numbers) if after != before + 1), None)
     if missing is not None:
@@ -202,7 +208,7 @@ def _decode(path: Path, on_index: Callable[[int], None]) -> tuple[vs.VideoNode, 
         else:
             # An absolute name: of a relative one with a colon ffmpeg would take the beginning for a protocol.
             name = os.fsencode(path.absolute())
-            where = {"cachepath": os.fsencode(platformdirs.user_cache_path("vsvsr", appauthor=False) / "index")}
+            where = {"cachepath": os.fsencode(_fresh_index(path.absolute()))}
         opened = vs.core.bs.VideoSource(name, exporttimestamps=True, showprogress=True, apply_rotation=False, **where)
     except vs.Error as error:
         reason = str(error).removeprefix("VideoSource: ").splitlines()[0]
@@ -220,6 +226,21 @@ def _decode(path: Path, on_index: Callable[[int], None]) -> tuple[vs.VideoNode, 
     return clip, stamps, Fraction(opened["timebasenum"], opened["timebaseden"])
 
 
+def _fresh_index(path: Path) -> Path:
+    """The folder of BestSource's indices, without one that is older than the file ``path``.
+
+    BestSource tells files apart by name and size; one that was made again can have both.
+    """
+    folder = platformdirs.user_cache_path("vsvsr", appauthor=False) / "index"
+    kept = folder / path.relative_to(path.anchor)
+    with suppress(OSError):
+        state = path.stat()
+        for index in kept.parent.glob(f"{glob.escape(path.name)}.*.bsindex"):
+            if index.stat().st_mtime_ns < max(state.st_mtime_ns, state.st_ctime_ns):
+                index.unlink()
+    return folder
+
+
 def _timestamps(stamps: list[int], time_base: Fraction, rate: Fraction, count: int) -> list[int]:
     """Nanoseconds of every frame and of the end; by the frame rate where the file has no usable timestamps.
 
@@ -230,6 +251,21 @@ def _timestamps(stamps: list[int], time_base: Fraction, rate: Fraction, count: i
         return [round(n / rate * TIMESTAMPS_PER_SECOND) for n in range(count + 1)]
     last = (stamps[-1] - stamps[-2]) * unit if count > 1 else TIMESTAMPS_PER_SECOND / rate
     return [*(round(stamp * unit) for stamp in stamps), round(stamps[-1] * unit + last)]
+
+
+def _apart(stamps: list[int], frames_per_unit: Fraction) -> list[int]:
+    """Timestamps that some frames share, one unit apart, if none is moved by a frame's length."""
+    apart = list(accumulate(stamps, lambda before, stamp: max(before + 1, stamp)))
+    late = max(now - stamp for now, stamp in zip(apart, stamps, strict=True))
+    return apart if late * frames_per_unit < 1 else stamps
+
+
+def _going_back(stamps: list[int]) -> list[str]:
+    """What to say of timestamps that are not used for that reason."""
+    frame = next((n for n, (before, after) in enumerate(pairwise(stamps), start=1) if after <= before), None)
+    if frame is None or _NO_TIMESTAMP in stamps:
+        return []
+    return [f"its timestamps, which go back at frame {frame}: frames follow evenly, and sound may not fit"]
 
 
 def _mastering(props: Mapping[str, Any]) -> Mastering | None:
@@ -251,6 +287,8 @@ def _light_level(props: Mapping[str, Any]) -> tuple[int, int] | None:
 def _left_out(file_format: vs.VideoFormat, props: Mapping[str, Any]) -> tuple[str, ...]:
     dynamic = {"DolbyVisionRPU": "Dolby Vision", "HDR10Plus": "HDR10+"}
     found = [f"{name} metadata" for prop, name in dynamic.items() if prop in props]
+    if "_Alpha" in props:
+        found.append("transparency")
     if file_format.sample_type == vs.INTEGER and file_format.bits_per_sample > 10:
         found.append(f"bits 11 to {file_format.bits_per_sample} of films")
     return tuple(found)

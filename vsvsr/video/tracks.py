@@ -1,7 +1,7 @@
 """What a file has besides its picture, and what of it another container can hold."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -99,14 +99,20 @@ class Beside:
         return options
 
 
-def beside(described: str, target: Path) -> Beside:
-    """What of a source, as ffmpeg describes it, goes into the file ``target`` besides the picture."""
+def beside(described: str, target: Path, *, without: Collection[str] = ()) -> Beside:
+    """What of a source, as ffmpeg describes it, goes into the file ``target`` besides the picture.
+
+    Args:
+        described: what ffmpeg says.
+        target: decides about what is possible.
+        without: kinds of tracks that are not wanted.
+    """
     suffix = target.suffix.lower()
     tracks = tracks_of(described)
     result = Beside(picture=next((track for track in tracks if track.kind == "Video" and not track.is_cover), None))
     for track in tracks:
         encoder: str | None = None
-        if track.is_chapters or track is result.picture:
+        if track.is_chapters or track is result.picture or track.kind in without:
             continue
         if track.kind == "Audio":
             encoder = "libopus" if suffix == ".webm" and track.codec not in ("opus", "vorbis") else "copy"
