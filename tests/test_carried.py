@@ -63,7 +63,8 @@ def rich_film(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("-map", "0", "-map", "1", "-map", "1", "-map", "2", "-map", "2"),
         *("-map_metadata", "3", "-map_chapters", "3", "-pix_fmt", "yuv420p10le", "-c:v", "libx265"),
         *("-x265-params", X265, "-c:a", "aac", "-c:s:0", "srt", "-c:s:1", "ass"),
-        *("-metadata:s:v:0", "language=jpn", "-disposition:v:0", "default", "-metadata:s:s:0", "language=ger"),
+        *("-metadata:s:v:0", "language=jpn", "-metadata:s:v:0", "title=One", "-disposition:v:0", "default+forced"),
+        *("-metadata:s:s:0", "language=ger"),
         *("-metadata:s:a:0", "language=ger", "-metadata:s:a:1", "language=fre"),
         *("-disposition:s:0", "forced", "-attach", folder / "letters.ttf", "-metadata:s:t:0", "mimetype=font/ttf"),
         *("-attach", folder / "cover.png", "-metadata:s:t:1", "mimetype=image/png"),
@@ -79,8 +80,9 @@ def told(path: Path) -> dict[str, object]:
         "tracks": [("Film" if t.index == 0 else t.kind, t.codec * (t.index > 0), t.name) for t in tracks_of(described)],
         "languages": re.findall(r"Stream #0:\d+(?:\[\w+\])?\((ger|fre|jpn)\): (\w+)", described),
         "default": re.findall(r"Stream #0:(\d+).*\(default\)", described),
-        "forced": len(re.findall(r"Subtitle.*\(forced\)", described)),
+        "forced": re.findall(r"(\w+): .*\(forced\)", described),
         "title": re.findall(r"^    title +: (.*)", described, re.MULTILINE),
+        "titles": re.findall(r"^      title +: (.*)", described, re.MULTILINE),
         "chapters": re.findall(r"Chapter #0:\d: start (\S+), end (\S+)\n.*\n +title +: (\w+)", described),
         "colour": re.findall(r"Video: .*?\((tv, [^,)]*)", described),
     }  # fmt: skip
@@ -104,6 +106,8 @@ def test_matroska_takes_everything_along(
         ("Subtitle", "ass", ""), ("Attachment", "none", "letters.ttf"), ("Video", "png", "cover.png"),
     ]  # fmt: skip
     assert told(target)["colour"] == ["tv, bt2020nc/bt2020/smpte2084"]
+    assert "One" in str(told(target)["titles"])
+    assert told(target)["forced"] == ["Video", "Subtitle"]
     assert hdr(rich_film) == HDR
     assert hdr(target) == HDR
     font = ("-dump_attachment:t:0", tmp_path / "letters.ttf", "-i", target)  # then it misses an output

@@ -20,7 +20,7 @@ _MIME_TYPES = {"mjpeg": "image/jpeg", "png": "image/png"}
 """Of pictures that Matroska attaches as files; ffmpeg would copy them as films of one frame."""
 
 _TRACK = re.compile(r"  Stream #0:(\d+)(?:\[\w+\])?(?:\(([^)]*)\))?: (Video|Audio|Subtitle|Attachment|Data): (\w+)(.*)")
-_NAME = re.compile(r"\s+filename\s*: (.*)")
+_ABOUT = re.compile(r"\s+(filename|title)\s*: (.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,9 @@ class Track:
         codec: ffmpeg's name of it.
         language: as the file has it, such as ``eng``, ``pt-BR`` or ``eng,fra``, or empty.
         is_default: players choose it.
+        is_forced: they show it whatever is chosen.
         is_cover: it is a picture attached to the file.
+        title: that players show.
         name: of the attached file, if it is one.
         is_chapters: it holds titles of chapters, which ffmpeg reads and writes by itself.
     """
@@ -43,7 +45,9 @@ class Track:
     codec: str
     language: str = ""
     is_default: bool = False
+    is_forced: bool = False
     is_cover: bool = False
+    title: str = ""
     name: str = ""
     is_chapters: bool = False
 
@@ -70,11 +74,14 @@ class Beside:
 
     def marks(self) -> list[str]:
         """Output options of ffmpeg that say of the first track what the source says of its picture."""
-        options: list[str] = []
-        if self.picture is not None and self.picture.is_default:
-            options += ["-disposition:0", "default"]
-        if self.picture is not None and self.picture.language:
-            options += ["-metadata:s:0", f"language={self.picture.language}"]
+        picture, options = self.picture, list[str]()
+        if picture is None:
+            return options
+        if marks := "+".join(["default"] * picture.is_default + ["forced"] * picture.is_forced):
+            options += ["-disposition:0", marks]
+        for name, value in (("language", picture.language), ("title", picture.title)):
+            if value:
+                options += ["-metadata:s:0", f"{name}={value}"]
         return options
 
     def maps(self, source: int, first: int) -> list[str]:
@@ -136,7 +143,7 @@ def tracks_of(described: str) -> list[Track]:
     """The tracks in what ffmpeg says about a file."""
     tracks: list[Track] = []
     for line in described.splitlines():
-        found, name = _TRACK.match(line), _NAME.match(line)
+        found, about = _TRACK.match(line), _ABOUT.match(line)
         if found:
             index, language, kind, codec, more = found.groups()
             tracks.append(
@@ -146,10 +153,13 @@ def tracks_of(described: str) -> list[Track]:
                     codec=codec,
                     language=language or "",
                     is_default="(default)" in more,
+                    is_forced="(forced)" in more,
                     is_cover="(attached pic)" in more,
                     is_chapters=codec == "bin_data" and "(text " in more,
                 )
             )
-        elif name and tracks:
-            tracks[-1] = replace(tracks[-1], name=name[1].strip())
+        elif about and tracks:
+            told = about[2].strip()
+            last = tracks[-1]
+            tracks[-1] = replace(last, title=told) if about[1] == "title" else replace(last, name=told)
     return tracks
