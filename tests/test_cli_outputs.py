@@ -93,6 +93,7 @@ def test_the_source_is_never_written_over(
         (("plan", film, "--scenes", film), film),
         (("evaluate", film, film, "--per-frame", film), film),
         (("evaluate", film, film, "--sheet", film), film),
+        (("evaluate", folder, folder, "--sheet", folder / "0001.png"), folder / "0001.png"),
         (("export", tiny_fastreal, tiny_fastreal, "-y"), tiny_fastreal),
     ):
         assert run(monkeypatch, *command) == 1
@@ -129,7 +130,15 @@ def test_several_frames_are_no_single_picture(
 
 
 @pytest.mark.parametrize(
-    ("name", "codec", "sound"), [("out.webm", "vp9", "opus"), ("out.gif", "gif", None), ("out.mkv", "h264", "aac")]
+    ("name", "codec", "sound"),
+    [
+        ("out.webm", "vp9", "opus"),
+        ("out.gif", "gif", None),
+        ("out.mkv", "h264", "aac"),
+        ("out.avi", "h264", "aac"),
+        ("out.ts", "h264", "aac"),
+        ("part.mkv", "h264", "aac"),
+    ],
 )
 def test_the_container_chooses_an_encoder_that_it_can_hold(
     film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, name: str, codec: str, sound: str | None

@@ -435,7 +435,7 @@ def recorded_steps(target: RecurrentTraining) -> list[int]:
 def test_a_folder_of_another_training_is_refused_and_left_as_it_is(data: Path, tmp_path: Path) -> None:
     def refused(other: RecurrentTraining, steps: int) -> None:
         before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
-        with pytest.raises(UserError, match=r"holds another training; give another run folder"):
+        with pytest.raises(UserError, match=r"holds another training, or another version's; give another run folder"):
             train(other, other.settings, steps=steps, processes=ALONE)
         assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
 

@@ -42,9 +42,10 @@ def undone[T](begin: Callable[[], T], undo: Callable[[T], object]) -> Iterator[T
 
 
 def undo_everything() -> None:
-    """Undo what has begun, latest first; from then on nothing begins any more. For a process that is about to end.
+    """Undo what has begun, latest first. For a process that is about to end.
 
-    What takes long to begin, such as Ray, is not waited for.
+    From then on nothing begins any more, unless something is just beginning that takes long, such as Ray: that is not
+    waited for.
     """
     _lock.acquire(timeout=_LONGEST_BEGIN)
     for undo in reversed(list(_begun.values())):
@@ -83,9 +84,9 @@ def check_target(target: Path) -> None:
         raise UserError(f"{target}: there is no folder {target.parent}")
 
 
-def refuse_input(target: Path, *inputs: Path | None) -> None:
+def refuse_input(target: Path, *inputs: Path) -> None:
     """Raise a `UserError` where a file would be written over one that is read."""
-    if any(file is not None and file.exists() and target.exists() and target.samefile(file) for file in inputs):
+    if target.exists() and any(file.exists() and target.samefile(file) for file in inputs):
         raise UserError(f"{target} is the input; choose another name")
 
 

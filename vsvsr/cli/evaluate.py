@@ -56,8 +56,10 @@ def evaluate(
         return
     if perceptual and truth is None:
         raise UserError("--perceptual compares with the truth; give it after the clip")
+    given = [path for path in (clip, truth, source) if path is not None]
+    pictures = [picture for folder in given if folder.is_dir() for picture in image_sequence(folder)]
     for output in filter(None, (per_frame, sheet)):
-        refuse_input(output, clip, truth, source)
+        refuse_input(output, *given, *pictures)
     with ExitStack() as outputs:
         # Opened first: an hour of judging is not lost to a name that cannot be written.
         csv_path, sheet_path = (
@@ -86,7 +88,7 @@ def _evaluate(
         raise UserError(
             f"{clip} is {size[1]}x{size[0]}: without a truth only NIQE can be told, and that needs at least 192x192"
         )
-    own = clip.name if clip.stem in ("bicubic", "Lanczos", "truth") else clip.stem
+    own = f"{clip.stem} (judged)" if clip.stem in ("bicubic", "Lanczos", "truth") else clip.stem
     clips: dict[str, compare.Clip] = {own: compare.EightBitClip(judged)}
     if source is not None:
         small = _open(source, frames)

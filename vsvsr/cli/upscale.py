@@ -246,7 +246,7 @@ def _show_estimate(order: Order, telling: Telling, *, overwrite: bool) -> None:
         check_paths(order.source, order.target, overwrite=overwrite)
     with telling.about(order) as progress:
         film, segments, _ = order.open(progress.indexing)
-        tell_what_is_left_out(order, film, progress)
+        tell_what_is_left_out(order, film, progress, encodes=True)
         found = estimate(order, film, segments)
     lines = [f"{order.target}: {len(film.frames)} frames of {found.picture} in {len(found.parts)} parts"]
     lines += [f"  {part}" for part in found.parts]

@@ -72,8 +72,8 @@ def make_film(
         parts = divide(starts, film.frames.stop, film.source.timestamps)
         identity = identify(order, opened, workers.device)
         folder.begin(identity, parts)
-        tell_what_is_left_out(order, film, progress)
         missing = _missing(folder, parts, progress)
+        tell_what_is_left_out(order, film, progress, encodes=bool(missing) and cluster is None)
         done, total = len(film.frames) - sum(map(len, missing)), len(film.frames)
         progress.frames(done, total)
 
@@ -101,7 +101,7 @@ def _job_folder(order: Order, path: Path | None) -> Iterator[JobFolder]:
     """The job's folder, for this process alone; what the disk says about it is one line about the target."""
     folder = path or beside(order.target)
     if final_name(order.target).parent == final_name(folder):
-        raise UserError(f"{order.target} is in the job's folder, which is removed; give --job a folder of its own")
+        raise UserError(f"{order.target} is in the folder of its job; give --job a folder of its own")
     try:
         with held(folder, part_suffix(order.target), path or order.target) as job:
             yield job
@@ -125,13 +125,19 @@ def _missing(folder: JobFolder, parts: list[Part], progress: Progress) -> list[P
     return missing
 
 
-def tell_what_is_left_out(order: Order, film: Film, progress: Progress) -> None:
+def tell_what_is_left_out(order: Order, film: Film, progress: Progress, *, encodes: bool) -> None:
     """Name what of the source the film goes without.
+
+    Args:
+        order: what is made.
+        film: what it opened.
+        progress: hears it.
+        encodes: whether this process encodes; a frame is tried then.
 
     Raises:
         UserError: the container refuses what it should hold.
     """
-    carried = check_beside(film, order.target, order.encoding)
+    carried = check_beside(film, order.target, order.encoding, encodes=encodes)
     if carried.left_out:
         named = ", ".join(map(str, carried.left_out))
         progress.note(f"a {order.target.suffix or 'file without an ending'} cannot hold and goes without: {named}")

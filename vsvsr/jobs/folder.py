@@ -28,7 +28,6 @@ _LONGEST_NAME = 200
 
 _PART = re.compile(rf"\d{{8,}}({'|'.join(map(re.escape, sorted({*MOV, '.mkv'})))})")
 """Names of finished parts, whatever container they are in."""
-_OTHER = re.compile(r"\d{8,}\.json|job\.json(\.new)?|lock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +103,7 @@ class JobFolder:
         Raises:
             UserError: it is another job.
         """
-        ranges = [[part.first, part.last] for part in parts]
-        plan = {**identity, "container": self._suffix, "parts": ranges}
+        plan = {**identity, "parts": [[part.first, part.last] for part in parts]}
         description = self.path / "job.json"
         if not self.has_parts():
             write_whole(description, json.dumps(plan, indent=1), self.path)
@@ -115,6 +113,8 @@ class JobFolder:
         except (FileNotFoundError, ValueError):
             raise UserError(f"{description} is missing or damaged; remove {self.path}") from None
         changed = differences(before, json.loads(json.dumps(plan)))
+        others = {file.suffix for file in self.path.iterdir() if _PART.fullmatch(file.name)} - {self._suffix}
+        changed += [f"container was {suffix}, is {self._suffix}" for suffix in sorted(others)]
         if changed:
             raise UserError(
                 f"{self.path} was begun differently: {'; '.join(changed)}; "
@@ -136,16 +136,22 @@ class JobFolder:
     def remove(self) -> None:
         """Remove what belongs to the job, and the folder too unless something else is in it."""
         self.clean()
+        own = self.own()
         for file in self.path.iterdir():
-            if self.owns(file):
+            if file.name in own:
                 with suppress(PermissionError):  # Windows keeps the lock while it is held
                     file.unlink()
         with suppress(OSError):
             self.path.rmdir()
 
-    def owns(self, file: Path) -> bool:
-        """Whether a file in the folder is one that a job makes."""
-        return _OTHER.fullmatch(file.name) is not None or _PART.fullmatch(file.name) is not None
+    def own(self) -> set[str]:
+        """Names of the files that the job makes."""
+        names = {"job.json", "job.json.new", "lock"}
+        try:
+            firsts = [first for first, _ in json.loads((self.path / "job.json").read_text(encoding="utf-8"))["parts"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return names
+        return names | {f"{first:08d}{suffix}" for first in firsts for suffix in (self._suffix, ".json")}
 
     def _record_file(self, part: Part) -> Path:
         return self.path / f"{part.first:08d}.json"
@@ -169,7 +175,7 @@ def held(path: Path, suffix: str, about: Path) -> Iterator[JobFolder]:
     def take() -> JobFolder:
         try:
             path.mkdir(exist_ok=True)
-            foreign = [entry for entry in path.iterdir() if not job.owns(entry)]
+            foreign = {entry.name for entry in path.iterdir()} - job.own()
             if foreign and not (path / "job.json").exists():
                 raise UserError(f"{path} holds other files; give --job a folder of its own")
             lock.acquire()

@@ -336,7 +336,7 @@ def _restore(recipe: Recipe, state: Mapping[str, dict[str, Any]], folder: Path) 
         for name, part in parts.items():
             part.load_state_dict(state[name])
     except (RuntimeError, ValueError):  # as torch says that tensors or groups do not fit
-        raise UserError(f"{folder} holds another training; give another run folder") from None
+        raise UserError(f"{folder} holds another training, or another version's; give another run folder") from None
 
 
 def _row(step: int, seconds: float, losses: dict[str, float], scores: Row, speed: float) -> Row:

@@ -54,6 +54,9 @@ _BESIDE = frozenset({"acodec", "af", "ac", "ar", "scodec", "metadata", "disposit
 _BESIDE |= {"map_metadata", "map_chapters", "shortest", "an", "sn"}
 """Options of ffmpeg that are about sound, subtitles or the file."""
 
+_FLAGS = {"shortest"}
+"""Options of ffmpeg that have no value."""
+
 _WITHOUT = {"an": "Audio", "sn": "Subtitle"}
 """Options that leave out tracks of a kind."""
 
@@ -104,7 +107,7 @@ def _beside(key: str) -> bool:
 
 
 def _words(options: Iterable[tuple[str, str]]) -> list[str]:
-    return [word for key, value in options for word in (f"-{key}", value) if word]
+    return [word for key, value in options for word in ((f"-{key}",) if key in _FLAGS else (f"-{key}", value))]
 
 
 def is_numbered(target: Path) -> bool:

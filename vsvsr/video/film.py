@@ -61,7 +61,7 @@ def check_paths(source: Path, target: Path, *, overwrite: bool) -> None:
     check_target(target)
     if "\n" in str(target):
         raise UserError(f"{target} has a line break in its name; choose another one")
-    refuse_input(target, source, *(image_sequence(source) if source.is_dir() and is_image(target) else ()))
+    refuse_input(target, source)
     if target.exists():
         if not target.is_file():
             raise UserError(f"{target} is not a file; choose another name")
@@ -130,6 +130,10 @@ def write_pictures(
             f"{target} holds one frame, not {len(frames)}; "
             f"give --start and --end, or number the files: {target.stem}_%04d{target.suffix}"
         )
+    source = film.source.path
+    if source.is_dir() and source.samefile(target.parent):
+        for own in sorted({each.name for each in targets} & {picture.name for picture in image_sequence(source)}):
+            raise UserError(f"{target.with_name(own)} is the input; choose another name")
     zero = film.source.timestamps[frames.start]
     with scratch_beside(target) as folder:
         path = folder / target.name

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import vapoursynth as vs
-
 from vsvsr.errors import UserError
 from vsvsr.files import scratch_folder
-from vsvsr.video.encoder import Encoding, complaint
+from vsvsr.video.encoder import Encoding, complaint, encode
 from vsvsr.video.ffmpeg import describe, run, url
 from vsvsr.video.film import Film
 from vsvsr.video.matroska import TIMESTAMPS_PER_SECOND
@@ -111,36 +109,48 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
     _check_times(film, path, target)
 
 
-def check_beside(film: Film, target: Path, encoding: Encoding) -> Beside:
-    """What of the source goes into the film besides the picture, after an attempt to put both into such a container.
+def check_beside(film: Film, target: Path, encoding: Encoding, *, encodes: bool) -> Beside:
+    """What of the source goes into the film besides the picture, after an attempt to put it into such a container.
+
+    Args:
+        film: what is to be written.
+        target: what it will be called.
+        encoding: of the picture.
+        encodes: whether this process can encode: a frame is tried as well then.
 
     Raises:
         UserError: ffmpeg refuses it, which would otherwise show when all frames are made.
     """
     described = _described(film)
     carried = beside(described, target, without=encoding.without)
-    picture = ["-f", "lavfi", "-i", f"color=s={film.clip.width}x{film.clip.height},format={_pixels(film.clip)}"]
-    source = ["-i", url(film.source.path)] if described else []
     with tempfile.TemporaryDirectory() as folder:
-        part, path = url(Path(folder, f"part{part_suffix(target)}")), url(Path(folder, target.name[-_SHORT:]))
-        encoded = [*picture, "-frames:v", "1", *encoding.arguments(target), part]
-        maps = ["-map", "0:v", "-c:0", "copy", *carried.maps(source=1, first=1)]
-        for command in (encoded, ["-i", part, *source, *maps, "-t", "0.2", *encoding.joining(), path]):
-            status, _, said = run(["-loglevel", "error", "-nostats", *command])
-            if status:
-                told = complaint(said, status).replace(part, str(target)).replace(path, str(target))
-                raise UserError(f"{target}: {told}")
+        picture = _black_frame(film, Path(folder), target, encoding) if encodes else []
+        if not picture and not carried.tracks:
+            return carried
+        source = ["-i", url(film.source.path)] if described else []
+        number = int(bool(picture))
+        inputs, maps = [*picture, *source], ["-map", "0:v", "-c:0", "copy"] if picture else []
+        maps += carried.maps(source=number, first=number)
+        tried = Path(folder, "tried")
+        tried.mkdir()
+        path = url(tried / target.name[-_SHORT:])
+        command = ["-loglevel", "error", "-nostats", *inputs, *maps, "-t", "0.2", *encoding.joining(), path]
+        status, _, said = run(command)
+    if status:
+        raise UserError(f"{target}: {complaint(said, status).replace(path, str(target))}")
     return carried
 
 
-def _pixels(clip: vs.VideoNode) -> str:
-    """ffmpeg's name of a film's pixels."""
-    if clip.format.color_family == vs.GRAY:
-        name = "gray"
-    else:
-        sampling = {(1, 1): 420, (1, 0): 422, (0, 0): 444}[clip.format.subsampling_w, clip.format.subsampling_h]
-        name = f"yuv{sampling}p"
-    return name if clip.format.bits_per_sample == 8 else f"{name}10le"
+def _black_frame(film: Film, folder: Path, target: Path, encoding: Encoding) -> list[str]:
+    """A part of one frame in ``folder``, as an input of ffmpeg; none where an option of the user's drops the frame."""
+    clip = film.clip.std.BlankClip(length=1)
+    part, listed = folder / f"part{part_suffix(target)}", folder / "parts"
+    with encode(clip, film.source, part, target, first=0, zero=film.source.timestamps[0], encoding=encoding) as write:
+        write(clip.get_frame(0))
+    if "Stream #0:0" not in describe(part):
+        return []
+    listed.write_bytes(os.fsencode(_concatenation([part], [0])))
+    return ["-f", "concat", "-safe", "0", "-i", url(listed)]
 
 
 def _covers(film: Film, carried: Beside, folder: Path, target: Path) -> list[Path]:
@@ -223,7 +233,7 @@ def _cut_arguments(film: Film, described: str) -> list[str]:
 
 def _taken_from(source: int, encoding: Encoding) -> list[str]:
     """Output options that take what an input says of itself, unless options of the user's say otherwise."""
-    own = {name.partition(":")[0] for name, _ in encoding.options}
+    own = {name for name, _ in encoding.options}
     return [word for name in ("map_metadata", "map_chapters") if name not in own for word in (f"-{name}", str(source))]
 
 

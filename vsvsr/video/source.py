@@ -4,6 +4,7 @@ import glob
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -232,11 +233,14 @@ def _fresh_index(path: Path) -> Path:
     BestSource tells files apart by name and size; one that was made again can have both.
     """
     folder = platformdirs.user_cache_path("vsvsr", appauthor=False) / "index"
-    kept = folder / path.relative_to(path.anchor)
+    # As BestSource names it.
+    kept = folder / re.sub(r'[?*<>|"]', "_", str(path.relative_to(path.anchor)).replace(":", "/"))
     with suppress(OSError):
         state = path.stat()
-        for index in kept.parent.glob(f"{glob.escape(path.name)}.*.bsindex"):
-            if index.stat().st_mtime_ns < max(state.st_mtime_ns, state.st_ctime_ns):
+        now = time.time_ns()  # clocks of cameras run ahead
+        made = max((at for at in (state.st_mtime_ns, state.st_ctime_ns) if at <= now), default=0)
+        for index in kept.parent.glob(f"{glob.escape(kept.name)}.*.bsindex"):
+            if index.stat().st_mtime_ns < made:
                 index.unlink()
     return folder
 
