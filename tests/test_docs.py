@@ -147,10 +147,11 @@ def read_training(words: list[str], monkeypatch: Monkey) -> None:
 def look_up(words: list[str], monkeypatch: Monkey) -> None:
     """What pip would install: this project, with extras that it has, or a package from an index."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert words[0] == "install"
-    own = re.fullmatch(r"(?:vsvsr|\.)(?:\[(.*)\])?", words[1])
+    command, name = [word for word in words if word != "-e"][:2]  # -e: as it is in the checkout
+    assert command == "install"
+    own = re.fullmatch(r"(?:vsvsr|\.)(?:\[(.*)\])?", name)
     if own is None:
-        assert words[1] in {re.split(r"\W", dependency)[0] for dependency in project["dependencies"]}
+        assert name in {re.split(r"\W", dependency)[0] for dependency in project["dependencies"]}
     elif own[1]:
         assert set(own[1].split(",")) <= set(project["optional-dependencies"])
 
