@@ -36,8 +36,14 @@ _STARTS = 3
 
 _STOP_SECONDS = 15
 
+_ANSWER_SECONDS = 3
+"""How long to wait for what Ray has been asked before it is shut down."""
+
 _TELL_SECONDS = 0.5
 """Time between two reports of a process about its frames."""
+
+_asking = threading.Lock()
+"""Held while something is asked of Ray, which ends the process when it is asked after it was shut down."""
 
 _SAME = ("source", "weights", "versions", "device", "tile", "picture")
 """What of a job's identity a machine must agree with."""
@@ -199,19 +205,22 @@ class Workers:
         finished = 0
         try:
             while waiting:
-                done, _ = ray.wait(list(waiting), timeout=_TELL_SECONDS)
-                for task in done:
-                    part = waiting.pop(task)
-                    self._finish(job, part, ray.get(task))
-                    finished += len(part)
-                running: dict[int, int] = {}
-                with suppress(ray.exceptions.RayError):  # the machine of the count died: it begins anew
-                    running = ray.get(count.frames.remote()) if waiting else {}
+                with _asking:
+                    if not ray.is_initialized():
+                        raise UserError("Ray was stopped")
+                    done, _ = ray.wait(list(waiting), timeout=_TELL_SECONDS)
+                    for task in done:
+                        part = waiting.pop(task)
+                        self._finish(job, part, ray.get(task))
+                        finished += len(part)
+                    running: dict[int, int] = {}
+                    with suppress(ray.exceptions.RayError):  # the machine of the count died: it begins anew
+                        running = ray.get(count.frames.remote()) if waiting else {}
                 on_frames(finished + sum(running.get(part.first, 0) for part in waiting.values()))
         except ray.exceptions.RayError as error:
             raise UserError(f"Ray: {_one_line(error)}") from None
         finally:
-            for task in waiting:
+            for task in waiting if ray.is_initialized() else ():
                 ray.cancel(task, force=True)
 
     def _finish(self, job: JobFolder, part: Part, outcome: _Outcome) -> None:
@@ -244,8 +253,11 @@ def _stop(ray: Any) -> None:
     On a thread that is not waited for long: this may be the handler of a signal, and a lock of Ray's held meanwhile.
     """
     stopping = threading.Thread(target=ray.shutdown, daemon=True)
+    silent = _asking.acquire(timeout=_ANSWER_SECONDS)
     stopping.start()
     stopping.join(_STOP_SECONDS)
+    if silent:
+        _asking.release()
 
 
 def _visible(gpus: Sequence[int], count: int) -> str:
