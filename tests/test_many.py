@@ -130,6 +130,16 @@ def test_a_program_that_stops_reading_the_progress_ends_the_film(tmp_path: Path,
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["out.gif", "%d.png"])
+def test_what_pictures_of_a_film_with_sound_will_take_is_told(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys, name: str
+) -> None:
+    source = small(tmp_path / "in.mp4", frames=2)
+    command = ("upscale", source, tmp_path / name, "--model-path", tiny_fastreal, "--dry-run")
+    assert run(monkeypatch, *command) == 0
+    assert ": 2 frames of 256x144 RGB24 in 1 parts" in capsys.readouterr().out
+
+
 def test_a_plan_divides_a_film_for_vspipe_and_av1an_without_changing_a_pixel(
     tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
 ) -> None:
