@@ -125,7 +125,7 @@ class JobFolder:
         """Remove what killed processes were writing."""
         for file in self.path.glob("joined*"):
             if file.stem == "joined":
-                file.unlink()
+                file.unlink(missing_ok=True)
         for folder in self.path.glob(".vsvsr-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -134,13 +134,15 @@ class JobFolder:
         return any(_PART.fullmatch(file.name) for file in self.path.iterdir())
 
     def remove(self) -> None:
-        """Remove what belongs to the job, and the folder too unless something else is in it."""
-        self.clean()
+        """Remove what belongs to the job, and the folder too unless something else is in it.
+
+        After a signal two threads may do so at once.
+        """
         own = self.own()
-        for file in self.path.iterdir():
-            if file.name in own:
-                with suppress(PermissionError):  # Windows keeps the lock while it is held
-                    file.unlink()
+        self.clean()
+        for name in own:
+            with suppress(OSError):  # it is not there, or Windows keeps it: the lock while it is held
+                (self.path / name).unlink()
         with suppress(OSError):
             self.path.rmdir()
 
