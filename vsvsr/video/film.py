@@ -132,8 +132,9 @@ def write_pictures(
         )
     source = film.source.path
     if source.is_dir() and source.samefile(target.parent):
-        for own in sorted({each.name for each in targets} & {picture.name for picture in image_sequence(source)}):
-            raise UserError(f"{target.with_name(own)} is the input; choose another name")
+        own = {each.name for each in targets} & {picture.name for picture in image_sequence(source)}
+        if own:
+            raise UserError(f"{target.with_name(min(own))} is the input; choose another name")
     zero = film.source.timestamps[frames.start]
     with scratch_beside(target) as folder:
         path = folder / target.name
