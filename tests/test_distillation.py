@@ -193,9 +193,23 @@ def test_impossible_shares_are_refused(
 def test_clips_of_no_known_family_are_refused(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = shutil.copytree(clips, tmp_path / "clips")
     for path in plain.glob("*/clip.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"family": "clean"}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"family": "second order"}))
     assert _distill(plain, tmp_path / "run") == 1
-    assert "clips of the family 'clean'" in capsys.readouterr().err
+    assert "clips of the family 'second order'" in capsys.readouterr().err
+
+
+def test_clean_clips_are_learnt_from_as_light_ones_are(clips: Path, tmp_path: Path) -> None:
+    losses = {}
+    for family in ("clean", "light", "heavy"):
+        same = shutil.copytree(clips, tmp_path / family)
+        for path in same.glob("*/clip.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"family": family}))
+        assert _distill(same, tmp_path / f"run-{family}", "--shares", "0", "0", "0.3", "0.9") == 0
+        losses[family] = _first_losses(tmp_path / f"run-{family}")
+    assert [losses["clean"][name] for name in ("teacher", "truth")] == [
+        losses["light"][name] for name in ("teacher", "truth")
+    ]
+    assert losses["clean"]["truth"] != pytest.approx(losses["heavy"]["truth"], rel=0.01)
 
 
 def test_a_discriminator_takes_part_where_it_is_asked_for(clips: Path, tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ from vsvsr.training.recurrent import Chunk, RecurrentSettings, RecurrentTraining
 from vsvsr.training.settings import Option, check_shares
 from vsvsr.training.teach import Teacher, target_name
 
-_FAMILIES = ("eq. 9", "noisy capture", "light", "heavy")
-"""In the order of the teacher's shares."""
+_FAMILIES = {"eq. 9": 0, "noisy capture": 1, "light": 2, "clean": 2, "heavy": 3}
+"""Positions in the teacher's shares."""
 _START = "realesr-animevideov3"
 
 
@@ -58,8 +58,8 @@ class Settings(RecurrentSettings):
     shares: Annotated[
         tuple[float, float, float, float],
         Option(
-            "of the teacher in the pixel loss, the rest is the truth's: for clips of eq. 9, noisy captures, light and "
-            "heavy ones"
+            "of the teacher in the pixel loss, the rest is the truth's: for clips of eq. 9, noisy captures, light or "
+            "clean ones, heavy ones"
         ),
     ] = (0.6, 0.3, 0.4, 0.6)
     temporal_consistency: Annotated[float, Option("weight of the loss on flicker")] = 0.3
@@ -99,7 +99,7 @@ class Losses:
 
     def _share(self, family: str) -> float:
         """Of the teacher, in the pixel loss of a clip."""
-        return dict(zip(_FAMILIES, self._settings.shares, strict=True))[family]
+        return self._settings.shares[_FAMILIES[family]]
 
 
 def network(settings: Settings) -> FastRealVSR:
@@ -125,7 +125,7 @@ def run(settings: Settings) -> None:
     teachers = {settings.teacher, settings.heavy_teacher, settings.second_teacher}
     targets = sorted(target_name(teacher) for teacher in teachers if teacher is not None)
     training, validation = open_clips(taught, settings, processes, targets=targets)
-    if unknown := training.clips.families - set(_FAMILIES):
+    if unknown := training.clips.families - _FAMILIES.keys():
         raise UserError(f"{settings.data} has clips of the family {min(unknown)!r}; allowed: {', '.join(_FAMILIES)}")
     adversary = None
     if settings.gan:
