@@ -1,4 +1,4 @@
-# Sourced by scripts/demo and scripts/test. Leaves the shell in the repository's root, where .venv holds vsvsr.
+# Sourced by the shell scripts beside it. Leaves the shell in the repository's root, where .venv holds vsvsr.
 
 cd -- "$(dirname -- "$0")/.."
 

@@ -4,13 +4,14 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import vapoursynth as vs
 
-from tests.films import decode, small
+from tests.films import decode, ffmpeg, small
 from vsvsr.cli import progress
 from vsvsr.cli.app import app
 from vsvsr.video.ffmpeg import describe
@@ -51,7 +52,23 @@ def test_numbered_pictures_are_the_frames_under_their_numbers(
     # And a folder of pictures is a source.
     assert run(monkeypatch, "upscale", folder, tmp_path / "again.mkv", "--model-path", tiny_fastreal) == 0
     again, _ = decode(tmp_path / "again.mkv")
-    assert (again.width, again.height, again.num_frames) == (1024, 576, 3)
+    assert (again.width, again.height, again.num_frames, again.fps) == (1024, 576, 3, 25)
+
+
+def test_pictures_are_shown_as_often_as_is_asked_for(
+    film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    folder, target, rate = tmp_path / "pictures", tmp_path / "out.mkv", Fraction(24000, 1001)
+    folder.mkdir()
+    ffmpeg("-i", film, folder / "%d.png")
+    command = ("upscale", folder, target, "--model-path", tiny_fastreal, "--keep-job")
+    assert run(monkeypatch, *command, "--fps", "24000/1001") == 0
+    made, stamps = decode(target)
+    assert made.fps == rate
+    assert stamps == [Fraction(round(1000 * n / rate), 1000) for n in range(4)]  # Matroska has milliseconds
+    # Parts of another rate are not mixed in.
+    assert run(monkeypatch, *command, "-y") == 1
+    assert "source.timestamps was" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -183,6 +200,11 @@ def test_names_of_weights_are_shown_whole(monkeypatch: Monkey, capsys: Capsys) -
     lines = capsys.readouterr().out.splitlines()
     assert {"fastreal-compact-x4", "skip-estimators-BasicVSR_Vimeo90K_BDx4"} <= {line.split()[0] for line in lines}
     assert not any("…" in line for line in lines)
+
+
+def test_the_help_of_evaluate_names_the_extra(monkeypatch: Monkey, capsys: Capsys) -> None:
+    assert run(monkeypatch, "evaluate", "--help") == 0
+    assert "both need vsvsr[evaluate]." in " ".join(capsys.readouterr().out.split())
 
 
 def test_unknown_weights_are_one_line(monkeypatch: Monkey, capsys: Capsys) -> None:

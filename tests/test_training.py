@@ -54,6 +54,13 @@ def photograph(seed: int) -> np.ndarray:
     return np.asarray(Image.fromarray(coarse).resize((480, 400), Image.Resampling.BICUBIC))
 
 
+def test_training_without_its_packages_is_one_line() -> None:
+    program = "import sys; sys.modules['accelerate'] = None; from vsvsr.training.__main__ import main; sys.exit(main())"
+    ended = subprocess.run([sys.executable, "-c", program, "build", "--help"], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == 'error: training needs accelerate; run: pip install "vsvsr[cli,train]"\n'
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("photographs")

@@ -198,7 +198,8 @@ def _source_filter() -> Iterator[Finding]:
     if hasattr(vs.core, "bs"):
         yield Finding("source filter", f"BestSource {vs.core.bs.version.major}")
     else:
-        yield Finding("source filter", "BestSource is not loaded", "pip install vapoursynth-bestsource")
+        # Its newest needs a newer VapourSynth than the oldest that the filters run on, which pip is not told.
+        yield Finding("source filter", "BestSource is not loaded", "pip install -U vapoursynth vapoursynth-bestsource")
 
 
 def _vspipe() -> Iterator[Finding]:

@@ -41,7 +41,7 @@ def evaluate(
     """PSNR and SSIM (Y and RGB) and flicker against the truth, NIQE without it.
 
     With --perceptual also ERQA, the share of the truth's edges that are restored in place (1 is best), and
-    ColorVideoVDP's just-objectionable-differences on a full-HD monitor (10 is best); both need vsvsr[evaluate].
+    ColorVideoVDP's just-objectionable-differences on a full-HD monitor (10 is best); both need vsvsr\\[evaluate].
 
     With --protocol CLIP and TRUTH hold a folder of numbered pictures for each clip; PSNR and SSIM are means over the
     frames of a clip, then over clips, uncropped. reds4: RGB of 000, 011, 015, 020. vid4: Y of calendar, city, foliage,

@@ -3,9 +3,10 @@
 import re
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -107,6 +108,9 @@ def upscale(
     frame: Annotated[
         int | None, typer.Option(min=0, help="Write this frame alone, as it is in the film; OUT may be a picture.")
     ] = None,
+    fps: Annotated[
+        str | None, typer.Option(metavar="RATE", help="Frames a second of a folder of pictures, as 24000/1001; 25.")
+    ] = None,
     width: Annotated[int | None, typer.Option(min=16, help="Scale the result down to this width.")] = None,
     height: Annotated[int | None, typer.Option(min=16, help="Scale the result down to this height.")] = None,
     fit: Annotated[
@@ -124,7 +128,10 @@ def upscale(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Another ffmpeg output option, e.g. preset=slow.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Write nothing: show parts, size, and time and memory by a few frames.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing: show parts, the picture's size, and time and memory by a few frames."
+        ),
     ] = False,
     progress: Annotated[
         Literal["auto", "json"], typer.Option(help="json: lines of JSON on standard output, for other programs.")
@@ -158,6 +165,7 @@ def upscale(
         frames=_frames(start, end, frame),
         encoding=Encoding(encoder=encoder, crf=crf, options=options),
         size=_size(width, height, fit),
+        rate=None if fps is None else _rate(fps),
     )
     console = Console(stderr=True)
     with _cluster(devices, ray, send_source=send_source) as cluster:
@@ -291,6 +299,14 @@ def _frames(start: int, end: int | None, frame: int | None) -> slice:
     if start or end is not None:
         raise WrongArgumentError("--frame is one frame; give it without --start and --end")
     return slice(frame, frame + 1)
+
+
+def _rate(text: str) -> Fraction:
+    with suppress(ValueError, ZeroDivisionError):
+        rate = Fraction(text)
+        if Fraction(1, 1000) <= rate <= 1000 and rate.denominator < 1 << 31:
+            return rate
+    raise WrongArgumentError(f"--fps {text}: write frames a second, as 25 or 24000/1001")
 
 
 def _cluster(devices: str | None, address: str | None, *, send_source: bool) -> AbstractContextManager[Cluster | None]:

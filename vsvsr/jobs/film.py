@@ -63,6 +63,8 @@ def make_film(
     if wants_rgb(order.target):
         if cluster is not None:
             raise WrongArgumentError(f"{order.target}: pictures are made by one device; leave out --devices and --ray")
+        if job is not None or keep_job:
+            raise WrongArgumentError(f"{order.target}: pictures are made in one go; leave out --job and --keep-job")
         return _make_pictures(order, overwrite=overwrite, progress=progress)
     with _job_folder(order, job) as folder:
         workers = Here(order) if cluster is None else cluster.workers(order)

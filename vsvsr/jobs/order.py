@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,7 @@ class Order:
         frames: the part to write; the pixels are those of the whole.
         encoding: how it is compressed.
         size: to scale the filter's result down to.
+        rate: frames a second of a folder of pictures, otherwise 25.
     """
 
     source: Path
@@ -52,6 +54,7 @@ class Order:
     frames: slice
     encoding: Encoding
     size: Size | None = None
+    rate: Fraction | None = None
 
     @property
     def files(self) -> dict[str, Path]:
@@ -90,6 +93,8 @@ class Order:
             stats.update(vs.core.vsvsr.Stats(changed))
             return changed
 
-        film = open_film(self.source, self.target, change, frames=self.frames, size=self.size, on_index=on_index)
+        film = open_film(
+            self.source, self.target, change, frames=self.frames, size=self.size, rate=self.rate, on_index=on_index
+        )
         segments = Segments(length=stats["grid"], warmup=stats["grid_warmup"])
         return Opened(film, segments, (stats["tile_width"], stats["tile_height"]))

@@ -27,7 +27,14 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m vsvsr.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, module in _commands().items():
+    try:
+        known = _commands()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "vsvsr":
+            raise
+        print(f'error: training needs {error.name}; run: pip install "vsvsr[cli,train]"', file=sys.stderr)
+        return 1
+    for name, module in known.items():
         text = (module.__doc__ or "").strip()
         command = commands.add_parser(
             name, help=text.splitlines()[0], description=text, formatter_class=argparse.RawDescriptionHelpFormatter

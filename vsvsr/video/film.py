@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import vapoursynth as vs
@@ -76,6 +77,7 @@ def open_film(
     *,
     frames: slice = slice(None),
     size: Size | None = None,
+    rate: Fraction | None = None,
     on_index: Callable[[int], None] = lambda percent: None,
 ) -> Film:
     """Open a source and apply a filter to it.
@@ -86,12 +88,13 @@ def open_film(
         change: from RGBS to RGB of any size with as many frames.
         frames: the part to write; the pixels are those of the whole.
         size: to scale the filter's result down to.
+        rate: frames a second of a folder of pictures, otherwise 25.
         on_index: hears how far the source is indexed, in percent.
 
     Raises:
         UserError: something about the file or the filter; ``WrongArgumentError``: about ``frames`` or ``size``.
     """
-    source = open_video(path, on_index)
+    source = open_video(path, on_index, rate=rate)
     with one_line_errors():
         changed = change(source.clip)
         if size is not None:

@@ -112,19 +112,26 @@ class _Progress(logging.Handler):
             self.report(int(percent[1]))
 
 
-def open_video(path: Path, on_index: Callable[[int], None] = lambda percent: None) -> Video:
+def open_video(
+    path: Path, on_index: Callable[[int], None] = lambda percent: None, *, rate: Fraction | None = None
+) -> Video:
     """Open a video file, or a folder of numbered pictures, with BestSource.
 
-    The first opening of a file decodes it once to index it; ``on_index`` hears how far that is, in percent.
+    The first opening of a file decodes it once to index it.
     Untagged YUV is taken as BT.709 when it is wider than 1024 or higher than 576, else as BT.601, as players do.
+
+    Args:
+        path: that file or folder.
+        on_index: hears how far the index is, in percent.
+        rate: frames a second of a folder of pictures, otherwise 25.
 
     Raises:
         UserError: BestSource is missing, ``path`` holds no video that it can read, or the video is interlaced, changes
-            its size, or is to be shown turned by anything but right angles.
+            its size, or is to be shown turned by anything but right angles, or ``rate`` is for a file.
     """
     if not hasattr(vs.core, "bs"):
         raise UserError('the source filter BestSource is missing; run: pip install "vsvsr[cli]"')
-    decoded, given, time_base = _decode(path, on_index)
+    decoded, given, time_base = _decode(path, on_index, rate)
     stamps = _apart(given, time_base * decoded.fps)
     if decoded.format is None or decoded.width == 0:
         raise UserError(f"{path} changes its size or format on the way; it must have one")
@@ -193,9 +200,13 @@ def _pattern(first: Path) -> tuple[bytes, int]:
     return os.fsencode(f"{folder}/{before}%0{width}d{after}"), int(match[2])
 
 
-def _decode(path: Path, on_index: Callable[[int], None]) -> tuple[vs.VideoNode, list[int], Fraction]:
+def _decode(
+    path: Path, on_index: Callable[[int], None], rate: Fraction | None
+) -> tuple[vs.VideoNode, list[int], Fraction]:
     """The clip as it is in the file, the timestamps of its frames, and their unit in seconds."""
     pictures = image_sequence(path) if path.is_dir() else None
+    if pictures is None and rate is not None:
+        raise UserError(f"{path} says itself when its frames are shown; frames a second are for folders of pictures")
     log = logging.getLogger("vapoursynth")
     handler, level, propagate = _Progress(on_index), log.level, log.propagate
     log.addHandler(handler)
@@ -221,6 +232,9 @@ def _decode(path: Path, on_index: Callable[[int], None]) -> tuple[vs.VideoNode, 
     clip = opened["clip"]
     if pictures is not None and clip.num_frames != len(pictures):
         raise UserError(f"{path}: {clip.num_frames} of its {len(pictures)} pictures can be read")
+    if rate is not None:
+        timed = clip.std.AssumeFPS(fpsnum=rate.numerator, fpsden=rate.denominator)
+        return timed, list(range(timed.num_frames)), 1 / rate
     stamps = opened["timestamps"]
     if isinstance(stamps, int):  # a map with one value in it comes as that value
         stamps = [stamps]

@@ -28,7 +28,7 @@ class Weights:
         name: what users write, as published.
         model: the filter it belongs to; `TRAINING` for teachers and peers.
         file: base name of the file, in ``vsvsr/weights/shipped`` or in the cache folder.
-        licence: SPDX identifier.
+        licence: SPDX expression.
         sha256: of the whole file, in hexadecimal; empty where users bring the file.
         size: of the whole file, in bytes; 0 where users bring the file.
         sources: where an installation looks, in this order; none for files shipped with the package.
@@ -53,8 +53,21 @@ class Weights:
         return not self.sources and not self.origin
 
 
-def _shipped(name: str, model: str, size: int, sha256: str, *, part: bool = False, base: str = "") -> Weights:
-    file, licence = f"{name}.safetensors", "Apache-2.0"
+_TAUGHT = "Apache-2.0 AND BSD-3-Clause"
+"""Of weights that derive from Real-ESRGAN's, see NOTICE."""
+
+
+def _shipped(
+    name: str,
+    model: str,
+    size: int,
+    sha256: str,
+    *,
+    licence: str = "Apache-2.0",
+    part: bool = False,
+    base: str = "",
+) -> Weights:
+    file = f"{name}.safetensors"
     return Weights(name=name, model=model, file=file, size=size, sha256=sha256, licence=licence, part=part, base=base)
 
 
@@ -171,16 +184,36 @@ MANIFEST: tuple[Weights, ...] = (
         licence="BSD-3-Clause",
         part=True,
     ),
-    _shipped("fastreal-x4", "FastReal", 1_442_808, "43f080ac968e8449f8a14ef1c932373b7954df4aef66ea759e887e792d50892a"),
     _shipped(
-        "fastreal-compact-x4", "FastReal", 597_212, "8a1e7abb6d182578e65042bdb08285dbebd2436e387620d85c64d78458e37828"
+        "fastreal-x4",
+        "FastReal",
+        1_442_808,
+        "43f080ac968e8449f8a14ef1c932373b7954df4aef66ea759e887e792d50892a",
+        licence=_TAUGHT,
+    ),
+    _shipped(
+        "fastreal-compact-x4",
+        "FastReal",
+        597_212,
+        "8a1e7abb6d182578e65042bdb08285dbebd2436e387620d85c64d78458e37828",
+        licence=_TAUGHT,
     ),
     _shipped(
         "fastreal-faithful-x4", "FastReal", 595_820, "af6ed830fbe97439c4e210e15ce68a058bbb5405dd8088399676bed0edd9dedf"
     ),
-    _shipped("fastreal-x2", "FastReal", 1_400_496, "5aebfcc9757f8ed9d0b83121f1e37ec2c99189ca303568a962483e3cddf96071"),
     _shipped(
-        "fastreal-compact-x2", "FastReal", 554_948, "6063e1273ffbc968f7331bfbd4b5b6859a552ac379e2b9e1d1ac5ece6d3dcd56"
+        "fastreal-x2",
+        "FastReal",
+        1_400_496,
+        "5aebfcc9757f8ed9d0b83121f1e37ec2c99189ca303568a962483e3cddf96071",
+        licence=_TAUGHT,
+    ),
+    _shipped(
+        "fastreal-compact-x2",
+        "FastReal",
+        554_948,
+        "6063e1273ffbc968f7331bfbd4b5b6859a552ac379e2b9e1d1ac5ece6d3dcd56",
+        licence=_TAUGHT,
     ),
     _shipped(
         "SkipVSR_REDS4",

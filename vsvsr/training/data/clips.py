@@ -114,7 +114,10 @@ class Clips:
                 )
             for name in targets:
                 if not any((clip / f"{name}{suffix}").exists() for suffix in (".npy", ".safetensors")):
-                    raise UserError(f"{clip} has no {name}.npy or {name}.safetensors; make it for all clips")
+                    raise UserError(
+                        f"{clip} has no {name}.npy or {name}.safetensors; make it for all clips (those of teachers: "
+                        "python -m vsvsr.training teach)"
+                    )
 
     def __len__(self) -> int:
         return len(self.folders)
