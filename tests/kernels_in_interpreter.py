@@ -22,7 +22,7 @@ from vsvsr.models.mia import MIAVSR
 from vsvsr.models.mia.block import MaskedBlock
 from vsvsr.models.mia.gates import MaskSite
 from vsvsr.models.skipvsr import SkipVSR
-from vsvsr.models.skipvsr.gate import Tally
+from vsvsr.models.skipvsr.gate import GatedTrunk, Tally, TileGate
 from vsvsr.ops import convolve, flow_warp, grey_pyramid, hidden_state_attention
 from vsvsr.ops.block_skip import BlockWeights, block_skip_reference, fused_block_residual, fused_choose_tiles
 from vsvsr.ops.convolution import fused_finish
@@ -227,10 +227,11 @@ class TestBlockSkip:
         torch.manual_seed(0)
         active = torch.rand(tiles) < share
         enough = round(0.9 * tiles)
-        wanted = active if int(active.sum()) < enough else torch.ones_like(active)
+        wanted = active.clone() if int(active.sum()) < enough else torch.ones_like(active)
         numbers, count = fused_choose_tiles(active, enough)
         assert int(count) == int(wanted.sum())
         assert torch.equal(numbers[: int(count)], wanted.nonzero()[:, 0])
+        assert torch.equal(active, wanted)
 
     def test_a_held_residual_with_gaps_gets_the_same(self) -> None:
         torch.manual_seed(0)
@@ -597,6 +598,31 @@ class TestNetworks:
             return result
 
         compare(picture, "block_skip", "flow_warp")
+
+    @pytest.mark.parametrize("skipped", [1, 6])
+    def test_a_gates_reference_is_the_input_that_gave_the_residual(self, compare: Compare, skipped: int) -> None:
+        # One of nine tiles to skip: all run, because that costs no more.
+        class Gate(TileGate):
+            calls = 0
+
+            def __call__(self, samples: Tensor, reference: Tensor) -> Tensor:
+                self.calls += 1
+                active = torch.ones(1, 9, dtype=torch.bool)
+                if self.calls % 2 == 0:  # the others are about the entry
+                    active[:, :skipped] = False
+                return active.view(1, 3, 3)
+
+        torch.manual_seed(0)
+        trunk = ResidualBlocksWithInputConv(3, 16, 1).eval().requires_grad_(False)
+        frames = torch.rand(2, 1, 3, 48, 48)
+
+        def reference() -> Tensor:
+            gated = GatedTrunk(trunk, Gate(torch.nn.Linear(16, 1), 0.5, 16), hold=True, stride=1, tally=Tally())
+            for frame in frames:
+                gated(frame)
+            return gated._references[0]
+
+        compare(reference, "block_skip")
 
     def test_a_masked_block_gives_the_same_features(self, compare: Compare) -> None:
         torch.manual_seed(0)

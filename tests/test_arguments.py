@@ -4,13 +4,17 @@ import os
 import random
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import vapoursynth as vs
 
 from tests.cases import CASES, Make, WeightsOf, maker
 from vsvsr.errors import UserError
+from vsvsr.filters.apply import apply
 from vsvsr.filters.arguments import LARGEST_INTEGER, Argument
 from vsvsr.filters.registry import FILTERS
 
@@ -76,6 +80,21 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make(name: str, weights_of: WeightsOf) -> Make:
     return maker(name, weights_of(name))
+
+
+def test_arrays_of_several_numbers_are_refused_in_one_line(clip: vs.VideoNode) -> None:
+    for name, argument, value in (
+        ("FastReal", "segment", np.array([3, 4])),
+        ("FastReal", "segment", torch.tensor(1.5)),
+        ("Skip", "threshold", np.array([0.5, 0.5])),
+        ("Skip", "threshold", torch.tensor([0.5, 0.5])),
+        ("Skip", "threshold", Decimal("sNaN")),
+    ):
+        assert says(refusal(lambda given=(name, argument, value): _apply(clip, *given)), name, argument)
+
+
+def _apply(clip: vs.VideoNode, name: str, argument: str, value: object) -> vs.VideoNode:
+    return apply(name, clip, {argument: value})
 
 
 def test_the_largest_numbers_that_are_allowed_work(name: str, make: Make, clip: vs.VideoNode) -> None:

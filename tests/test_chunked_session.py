@@ -52,10 +52,18 @@ def witness(n: int, cuts: set[int]) -> list[int]:
 class Player:
     """Plays requests as the native plugin does."""
 
-    def __init__(self, *, cuts: Sequence[int] = (), broken: Sequence[int] = (), budget: int = 100_000) -> None:
+    def __init__(
+        self,
+        *,
+        cuts: Sequence[int] = (),
+        broken: Sequence[int] = (),
+        budget: int = 100_000,
+        frames: int = FRAMES,
+        length: int = LENGTH,
+    ) -> None:
         self.model = WitnessModel()
         self.session: ChunkedSession[int, int, tuple[int, int, int], list[int]] = ChunkedSession(
-            self.model, frames=FRAMES, length=LENGTH, overlap=OVERLAP, budget=budget
+            self.model, frames=frames, length=length, overlap=OVERLAP, budget=budget
         )
         self.cuts, self.broken = set(cuts), set(broken)
         self.previewed: set[int] = set()
@@ -221,3 +229,52 @@ def test_a_session_short_of_memory_forgets_what_was_rendered_but_goes_on() -> No
     player.session.shrink()
     assert len(player.session._rendered) == 1
     assert [player.get(n) for n in range(12)] == expected
+
+
+def test_a_session_short_of_memory_lets_go_of_everything_but_the_frame_that_is_asked_for() -> None:
+    player = Player(budget=10**9)
+    expected = [player.get(n) for n in range(25)]
+    player = Player(budget=10**9)
+    player.get(9)
+    player.get(19)
+    player.session.shrink()
+    assert [list(chunk.results) for chunk in player.session._chunks.values()] == [[19]]
+    # What is passed by from now on is kept for those alone who wait for it.
+    player.session.advance(22, {20, 22}, {})
+    while missing := player.session.advance(22, {20, 22}, {i: player._source(i) for i in range(FRAMES)}):
+        assert not missing
+    assert sorted(n for chunk in player.session._chunks.values() for n in chunk.results) == [19, 20, 22]
+    assert [player.get(n) for n in range(25)] == expected
+
+
+def test_chunks_of_any_length_read_no_more_than_their_scene() -> None:
+    player = Player(frames=100_000, length=100_000, cuts=(500, 520, 99_000))
+    assert player.get(510) == [510, 500, 519]
+    assert min(player.fetched) >= 510 - 64
+    assert max(player.fetched) < 520 + 8
+    assert player.get(521)[:2] == [521, 520]
+    assert player.get(499) == [499, 0, 499]
+
+
+def test_a_scene_that_is_found_is_looked_at_once() -> None:
+    class Detector:
+        looked = 0
+
+        def look(self, frame: int) -> int:
+            return frame
+
+        def is_cut(self, before: int, after: int) -> bool:
+            self.looked += 1
+            return after in (40, 60)
+
+    detector, model = Detector(), WitnessModel()
+    session: ChunkedSession[int, int, tuple[int, int, int], list[int]] = ChunkedSession(
+        model, frames=FRAMES, length=FRAMES, overlap=0, budget=0, detector=detector
+    )
+    wanted: Sequence[int] = [50]
+    while wanted := session.advance(50, {50}, {i: Source(i, False, False) for i in {50, *wanted}}):
+        pass
+    output: list[int] = []
+    session.render(50, output)
+    assert output == [50, 40, 59]
+    assert detector.looked <= 21

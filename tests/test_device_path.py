@@ -44,6 +44,7 @@ from vsvsr.filters.registry import FILTERS
 from vsvsr.filters.session import FilterSession
 from vsvsr.models.fastreal import COMPACT, FastRealConfig, FastRealVSR
 from vsvsr.models.fastreal import load as load_fastreal
+from vsvsr.models.skipvsr import SkipVSR
 from vsvsr.models.ultra import Upscaler
 from vsvsr.streaming import Source
 
@@ -563,6 +564,16 @@ class TestMemory:
             definition.create(settings, clip)
         assert (2, 3, 64, 128, dtype) in seen
 
+    @pytest.mark.parametrize("threshold", [0.0, 0.5])
+    def test_a_dry_run_of_skip_estimates_flow_whatever_it_skips(self, threshold: float) -> None:
+        network = SkipVSR(8, 1, threshold=threshold).eval().requires_grad_(False)
+        ran = []
+        network.spynet.register_forward_hook(lambda module, given, result: ran.append(result.shape))
+        grid = TileGrid(70, 66, (0, 0), 16, smallest=16, scale=4)
+        with torch.inference_mode():
+            ChunkedNetwork(network.chunk, CPU, torch.float32, grid, 1).dry_run(70, 66, torch.float32)
+        assert ran == [(1, 2, 66, 70)] * 4
+
     @pytest.mark.parametrize(("fp16", "dtype"), [(False, torch.float32), (True, torch.float16)])
     @pytest.mark.parametrize("name", sorted(FILTERS))
     def test_every_filter_computes_single_precision_clips_in_half_where_it_is_asked_for(
@@ -660,6 +671,8 @@ OUT_OF_MEMORY = [
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    MemoryError("std::bad_alloc"),
 ]
 
 
@@ -696,7 +709,7 @@ class TestFilterInstance:
         self, error: RuntimeError, released: list[str]
     ) -> None:
         instance = FilterInstance(FilterSession(Hungry(2, [], error), CPU, 4), CLIP)
-        with pytest.raises(UserError, match="the device's memory is used up; give smaller tiles or caches"):
+        with pytest.raises(UserError, match=r"^memory is used up; give smaller tiles or caches"):
             instance.render(0, ())
         assert instance.render(0, ()) == []
 

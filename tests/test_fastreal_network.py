@@ -101,6 +101,17 @@ def test_a_single_head_without_detail_is_plain_upsampling(base: Literal["bilinea
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("head", ["single", "two_step"])
+@pytest.mark.parametrize("base", ["nearest", "bilinear", "bicubic"])
+def test_every_head_takes_every_base(head: Literal["single", "two_step"], base: Literal["nearest"]) -> None:
+    network = FastRealVSR(replace(SMALL_COMPACT, head=head, base=base)).eval()
+    frame, planes = torch.rand(1, 3, 16, 20), torch.empty(3, 64, 80)
+    with torch.inference_mode():
+        state = network.propagate(frame, None, None)
+        network.render(state, frame, planes.unbind())
+        assert torch.equal(planes, network.reconstruct(state, frame)[0])
+
+
 def test_without_attention_a_step_is_the_forward_branch_of_basicvsr_with_the_state_first() -> None:
     network = make(dataclasses.replace(SMALL, hsa="none"))
     previous, frame, hidden = rand(1, 3, 40, 48), rand(1, 3, 40, 48, seed=1), rand(1, 8, 40, 48, seed=2)

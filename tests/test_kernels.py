@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,29 @@ def test_every_kernel_gives_the_plain_forms_result_in_the_interpreter() -> None:
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=checks.parents[1])
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "skipped" not in ran.stdout
+
+
+def test_every_kernel_compiles_as_the_networks_launch_it() -> None:
+    command = [sys.executable, "-m", "tests.kernels_as_launched", "90"]
+    root = Path(__file__).parents[1]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert {line.split()[0] for line in ran.stdout.splitlines()} == {
+        LAUNCHES[name]("fp16").kernel.__name__ for name in LAUNCHES
+    }
+
+
+@pytest.mark.parametrize("window", [8, 16])
+def test_windows_too_large_for_shared_memory_are_computed_by_the_plain_form(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    module = sys.modules["vsvsr.ops.masked_window_attention"]
+    monkeypatch.setattr(module, "runs_kernels", lambda *tensors: True)
+    monkeypatch.setattr(module, "fused_masked_window_attention", lambda *given, **more: launched.append(window))
+    tokens, bias = torch.rand(1, 3, 16, 16, 64), torch.rand(1, window**2, 3 * window**2)
+    masked_window_attention(tokens, torch.rand(192, 64), torch.rand(192), bias, window=window)
+    assert launched == [8] * (window == 8)
 
 
 @pytest.mark.parametrize("capability", SHARED_MEMORY)
@@ -164,8 +188,15 @@ class TestUnpackPlanes:
             with FakeTensorMode(), Called() as called:
                 unpack_planes(torch.empty(3, 7, 24, device="cuda"), 19, torch.float16)
             assert "vsvsr::unpack_planes" not in called.names
-        _kernel_compiles.cache_clear()
         assert caplog.messages == ["frames are unpacked without CuPy: CuPy failed to load libnvrtc.so.12"]
+        caplog.clear()
+        _kernel_compiles.cache_clear()
+        old = SimpleNamespace(__version__="13.6.0", cuda=SimpleNamespace(Stream=object))
+        monkeypatch.setitem(sys.modules, "cupy", old)
+        monkeypatch.setattr(unpack_planes_kernel, "kernel", lambda planes, frame: SimpleNamespace(compile=lambda: None))
+        assert not _kernel_compiles(torch.float32, torch.float16)
+        _kernel_compiles.cache_clear()
+        assert caplog.messages == ["frames are unpacked without CuPy: CuPy 13.6.0 is older than 14"]
 
     def test_its_fake_form_has_the_layout_of_the_plain_form(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("vsvsr.ops.unpack_planes._kernel_compiles", lambda planes, frame: True)

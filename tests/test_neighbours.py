@@ -1,5 +1,6 @@
 """The filters beside others in one script: on PyTorch, and on ONNX Runtime where its plugin and onnx are installed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,37 @@ import pytest
 import torch
 import vapoursynth as vs
 
+from tests.cases import WeightsOf, maker
 from tests.pixels import play, same
 
 
 @pytest.fixture
 def source(bikes: vs.VideoNode) -> vs.VideoNode:
     return bikes[:16]
+
+
+@pytest.fixture
+def usual_type() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("FastReal", {"tile": (32, 32), "tile_pad": 4}), ("MIA", {}), ("Skip", {"mode": "patch"}), ("Ultra", {})],
+)
+@pytest.mark.usefixtures("usual_type")
+def test_a_default_type_that_a_script_gives_torch_changes_no_pixel(
+    name: str, arguments: dict[str, object], dtype: torch.dtype, bikes: vs.VideoNode, weights_of: WeightsOf
+) -> None:
+    clip, make = bikes[:4].resize.Bilinear(64, 64), maker(name, weights_of(name))
+    usual = play(make(clip, **arguments))
+    before = make(clip, **arguments)
+    torch.set_default_dtype(dtype)
+    assert same(play(before), usual)
+    with torch.device("meta"):  # nor does a default device
+        assert same(play(make(clip, **arguments)), usual)
 
 
 def upscaled(clip: vs.VideoNode, weights: Path) -> vs.VideoNode:

@@ -23,7 +23,7 @@ from vsvsr.engine.recurrent import RecurrentNetwork
 from vsvsr.engine.tiling import TileGrid
 from vsvsr.engine.transfer import HostTransfer
 from vsvsr.errors import UserError
-from vsvsr.models.fastreal import FastRealVSR, load
+from vsvsr.models.fastreal import FastRealConfig, FastRealVSR, load
 from vsvsr.models.fastreal.step import Step, write_onnx
 
 runtime = pytest.importorskip("onnxruntime")
@@ -69,6 +69,21 @@ def test_a_step_takes_frames_of_any_size_cold_and_warm(network: FastRealVSR, tmp
             state, picture = run(path, Step.INPUTS, (second, first, wanted[0], torch.ones(1)))
             assert near(state, wanted[1])
             assert near(picture, network.reconstruct(wanted[1], second))
+
+
+def test_flow_by_spynet_is_written_for_frames_of_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = FastRealConfig(channels=8, rb1_blocks=1, rb2_blocks=1, key_channels=4, flow="spynet")
+    network = FastRealVSR(config).eval().requires_grad_(False)
+    write_onnx(Step(network), tmp_path / "step.onnx")
+    for height, width in ((64, 64), (65, 65), (90, 128), (33, 40)):
+        first, second = torch.rand(2, 1, 3, height, width)
+        with torch.inference_mode():
+            before = network.propagate(first, None, None)
+            wanted = network.propagate(second, first, before)
+        state, picture = run(tmp_path / "step.onnx", Step.INPUTS, (second, first, before, torch.ones(1)))
+        assert near(state, wanted)
+        assert near(picture, network.reconstruct(wanted, second))
 
 
 def test_half_precision_is_written_too(network: FastRealVSR, tmp_path: Path) -> None:

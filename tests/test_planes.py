@@ -53,7 +53,8 @@ def test_a_frame_that_was_read_outlives_the_planes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "tile", "pad"), [(100, 0, 16), (100, 32, 0), (100, 32, 8), (97, 32, 16), (33, 32, 4)]
+    ("length", "tile", "pad"),
+    [(100, 0, 16), (100, 32, 0), (100, 32, 8), (97, 32, 16), (33, 32, 4), (100, 16, 0), (100, 16, 4)],
 )
 def test_weights_of_the_tiles_sum_to_one(length: int, tile: int, pad: int) -> None:
     total = torch.zeros(length * 4)

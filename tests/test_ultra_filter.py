@@ -95,7 +95,7 @@ def test_prompts_of_scenes_hold_from_their_frame_on_however_frames_are_asked_for
     small: vs.VideoNode, authors: Ultra, base_folder: Path, tmp_path: Path
 ) -> None:
     clip, listed = small[:12], tmp_path / "prompts.txt"
-    listed.write_text("6: a b\n\n0: b\n")
+    listed.write_text("6: a b\n\n0: b\n", encoding="utf-8-sig")  # as editors on Windows do
     # A scene change keeps the sections apart, so that each is a clip with one prompt.
     cut = clip[:6] + clip[6].std.SetFrameProps(_SceneChangePrev=1) + clip[7:]
     whole = play(authors(cut, prompt=str(listed), length=12))

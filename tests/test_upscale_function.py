@@ -113,6 +113,7 @@ def test_what_cannot_be_upscaled_is_one_line(plain: vs.VideoNode) -> None:
         "the clip's format or size varies; make it constant": lambda: vsvsr.upscale(changing),
         "the clip is interlaced; deinterlace it first": lambda: vsvsr.upscale(plain.std.SetFieldBased(2)),
         "name='Toy' is not possible; allowed: FastReal or Skip or MIA or Ultra": lambda: vsvsr.upscale(plain, "Toy"),
+        "name=['FastReal'] is not possible; allowed: FastReal or Skip": lambda: vsvsr.upscale(plain, ["FastReal"]),  # type: ignore[arg-type]
         "clip is AudioNode; give a video clip": lambda: vsvsr.upscale(vs.core.std.BlankAudio()),  # type: ignore[arg-type]
         "threshold is no argument of FastReal; those are model, model_path,": lambda: vsvsr.upscale(
             plain, threshold=0.5

@@ -106,8 +106,8 @@ def tile_convolution_kernel(
 def choose_tiles_kernel(active, numbers, count, tiles, enough, BLOCK: tl.constexpr):
     """The numbers of the active ones of ``tiles`` in order, and how many; of all, where ``enough`` are active.
 
-    One program, ``BLOCK`` tiles at a time. Shapes: active: uint8 ``(tiles,)``; numbers: int64 ``(tiles,)``, of which
-    only the first ``count`` are written; count: int64 ``(1,)``.
+    One program, ``BLOCK`` tiles at a time. Shapes: active: uint8 ``(tiles,)``, all 1 afterwards where all run; numbers:
+    int64 ``(tiles,)``, of which only the first ``count`` are written; count: int64 ``(1,)``.
     """
     total = tl.zeros((), dtype=tl.int32)
     for first in range(0, tiles, BLOCK):
@@ -120,6 +120,7 @@ def choose_tiles_kernel(active, numbers, count, tiles, enough, BLOCK: tl.constex
         chosen = (tl.load(active + place, mask=place < tiles, other=0) != 0) | (everywhere & (place < tiles))
         ones = chosen.to(tl.int32)
         tl.store(numbers + found + tl.cumsum(ones, axis=0) - ones, place.to(tl.int64), mask=chosen)
+        tl.store(active + place, ones.to(tl.uint8), mask=place < tiles)
         found += tl.sum(ones, axis=0)
     tl.store(count, found.to(tl.int64))
 
@@ -129,7 +130,7 @@ BLOCK, WARPS = 1024, 4
 
 
 def choose_tiles(active: Tensor, enough: int) -> tuple[Tensor, Tensor]:
-    """Launch the kernel; ``active`` is bool ``(tiles,)``, contiguous. Returns numbers and count."""
+    """Launch the kernel; ``active`` is bool ``(tiles,)``, contiguous, and changed. Returns numbers and count."""
     numbers = torch.empty(len(active), dtype=torch.int64, device=active.device)
     count = torch.empty(1, dtype=torch.int64, device=active.device)
     choose_tiles_kernel[(1,)](

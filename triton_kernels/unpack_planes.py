@@ -84,8 +84,9 @@ def unpack_planes(
     _, height, pitch = planes.shape
     frame = planes.new_empty((1, height, width, 3), dtype=dtype)
     non_finite = planes.new_zeros(1, dtype=torch.uint8)
-    stream = cupy.cuda.Stream.from_external(_Stream(torch.cuda.current_stream(planes.device).cuda_stream))
-    with cupy.cuda.Device(planes.device.index), stream:
+    stream = _Stream(torch.cuda.current_stream(planes.device).cuda_stream)
+    # CuPy takes a stream to be of the device that is current when it is told of it.
+    with cupy.cuda.Device(planes.device.index), cupy.cuda.Stream.from_external(stream):
         arguments = (cupy.from_dlpack(x) for x in (planes, frame, non_finite))
         sizes = (cupy.int32(size) for size in (height, width, pitch))
         bounds = (cupy.float32(bound) for bound in (lowest, highest))

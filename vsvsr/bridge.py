@@ -112,19 +112,18 @@ class FilterInstance:
         """Run on the device's thread; where its memory runs out, drop recomputable caches and retry once."""
         try:
             return self._worker.run(function)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             # Out of here first: the error's traceback holds the tensors that were too many.
         self._worker.run(self._shrink)
         try:
             return self._worker.run(function)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise UserError(
-                "the device's memory is used up; give smaller tiles or caches, or close what else uses it"
-            ) from None
+            memory = "memory" if self._device.type == "cpu" else "the device's memory"
+            raise UserError(f"{memory} is used up; give smaller tiles or caches, or close what else uses it") from None
 
 
 def _free(sessions: list[object], device: torch.device) -> None:
@@ -137,7 +136,8 @@ def open_filter(
 ) -> tuple[FilterInstance, int]:
     """Create a filter for a clip; returns it with its scale."""
     clip = Clip(format=video_format, width=width, height=height, frames=frames)
-    opened = FILTERS[name].open(arguments, clip)
+    with torch.device("cpu"):  # whatever the script has made torch's default
+        opened = FILTERS[name].open(arguments, clip)
     return FilterInstance(opened, clip), opened.scale
 
 

@@ -85,7 +85,9 @@ class ChunkedNetwork:
         self._transfer.write(partial(self._tiles.write, result.parts), output, result.non_finite)
 
     def dry_run(self, width: int, height: int, samples: torch.dtype) -> None:
-        """Run three black frames on the device, so that out-of-memory shows at construction.
+        """Run a white frame between black ones on the device, so that out-of-memory shows at construction.
+
+        All frames differ everywhere: what a network leaves out where nothing changed has to fit, too.
 
         Args:
             width: of the source.
@@ -96,8 +98,9 @@ class ChunkedNetwork:
         # Two pictures, as a transfer has them.
         size = 2, 3, height * self._tiles.scale, width * self._tiles.scale
         picture, _ = black.new_empty(size, dtype=samples)
-        frame = Frame(black, black.new_zeros(1, dtype=torch.bool))
-        for result in self.run([frame] * 3, range(3), 0):
+        finite = black.new_zeros(1, dtype=torch.bool)
+        frames = [Frame(pixels, finite) for pixels in (black, torch.ones_like(black), black)]
+        for result in self.run(frames, range(3), 0):
             self._tiles.write(result.parts, picture.unbind())
 
     def size(self, result: ChunkResult) -> int:

@@ -10,16 +10,16 @@ import torch
 from vsvsr.engine.worker import worker_of
 from vsvsr.errors import UserError
 
-_SIGNS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "Failed to allocate memory")
-"""In the messages of CUDA, Triton, cuDNN, cuBLAS and ONNX Runtime when the device's memory is used up."""
+_SIGNS = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "Failed to allocate memory", "DefaultCPUAllocator")
+"""In the messages of CUDA, Triton, cuDNN, cuBLAS, ONNX Runtime and torch on a CPU when memory is used up."""
 
 _log = logging.getLogger(__name__)
 _recording = threading.Lock()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's memory is used up: torch's own error, or what libraries and launches say of it."""
-    if isinstance(error, torch.OutOfMemoryError):
+    """Whether memory is used up: torch's own error or Python's, or what libraries and launches say of it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
 
@@ -59,7 +59,7 @@ def rehearse(device: torch.device, dry_run: Callable[[], object], *, limited: bo
 
     try:
         worker_of(device).run(run)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         message = str(error)

@@ -37,7 +37,7 @@ def spans(length: int, tile: int, pad: int, smallest: int, scale: int) -> tuple[
         scale: output pixels per source pixel.
     """
     starts = range(0, length, tile) if tile else range(1)
-    lasts = [min(start + (tile or length) + pad, length) for start in starts]
+    lasts = [min(max(start + (tile or length) + pad, smallest), length) for start in starts]
     ranges = [(max(min(start - pad, last - smallest), 0), last) for start, last in zip(starts, lasts, strict=True)]
     ramps = []
     for first, last in ranges:
@@ -46,7 +46,7 @@ def spans(length: int, tile: int, pad: int, smallest: int, scale: int) -> tuple[
         rise = position / (2 * pad * scale) if first and pad else torch.ones_like(position)
         fall = position.flip(0) / (2 * pad * scale) if last < length and pad else torch.ones_like(position)
         ramps.append(torch.minimum(rise, fall).clamp(max=1))
-    total = torch.zeros(length * scale)
+    total = torch.zeros(length * scale, dtype=torch.float32)
     for (first, last), ramp in zip(ranges, ramps, strict=True):
         total[first * scale : last * scale] += ramp
     return tuple(
@@ -105,7 +105,8 @@ class TileGrid:
         if device not in self._ramps:
             self._ramps[device] = [(rows.weight.to(device), columns.weight.to(device)) for rows, columns in self._tiles]
         for part, (rows, columns), (down, across) in zip(parts, self._tiles, self._ramps[device], strict=True):
-            picture = torch.empty((3, rows.size * self.scale, columns.size * self.scale), device=device)
+            size = (3, rows.size * self.scale, columns.size * self.scale)
+            picture = torch.empty(size, dtype=torch.float32, device=device)
             part(picture.unbind())
             picture *= down[:, None] * across
             top, left = rows.start * self.scale, columns.start * self.scale

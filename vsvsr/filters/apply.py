@@ -7,6 +7,20 @@ import vapoursynth as vs
 
 from vsvsr.errors import UserError
 from vsvsr.filters.registry import FILTERS
+from vsvsr.filters.settings import SharedSettings
+
+
+def checked(name: str, arguments: Mapping[str, object]) -> SharedSettings:
+    """The settings that ``arguments`` of ``core.vsvsr.NAME`` are.
+
+    Raises:
+        vapoursynth.Error: an argument cannot be used.
+    """
+    try:
+        settings: SharedSettings = FILTERS[name].settings.parse(arguments)
+    except UserError as error:
+        raise vs.Error(f"{name}: {error}") from None
+    return settings
 
 
 def apply(name: str, clip: vs.VideoNode, arguments: Mapping[str, object]) -> vs.VideoNode:
@@ -18,10 +32,7 @@ def apply(name: str, clip: vs.VideoNode, arguments: Mapping[str, object]) -> vs.
     Raises:
         vapoursynth.Error: an argument, the clip or the weights cannot be used.
     """
-    try:
-        FILTERS[name].settings.parse(arguments)
-    except UserError as error:
-        raise vs.Error(f"{name}: {error}") from None
+    checked(name, arguments)
     # Names of files need not be UTF-8; VapourSynth passes bytes as they are.
     texts = {
         argument: os.fspath(value).encode(errors="surrogateescape")

@@ -102,10 +102,11 @@ class Argument:
     def _read_one(self, given: object, kind: type) -> object:
         value = given
         if kind is float and isinstance(given, SupportsFloat):
-            with contextlib.suppress(OverflowError):
+            with contextlib.suppress(OverflowError, TypeError, ValueError):  # arrays of several numbers
                 value = float(given)
         elif kind is not str and isinstance(given, SupportsIndex):  # integers of numpy and torch, too
-            value = operator.index(given)
+            with contextlib.suppress(TypeError, ValueError):
+                value = operator.index(given)
             if kind is bool and value in (0, 1):
                 value = bool(value)
         elif self.path and isinstance(given, os.PathLike):

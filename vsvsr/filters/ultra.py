@@ -131,6 +131,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
     from vsvsr.models.ultra import Restored, Upscaler
     from vsvsr.models.ultra.base import tokenise
     from vsvsr.models.ultra.clip_iqa import PAIRS, load_clip_iqa, measure_degradation, sample_indices
+    from vsvsr.ops import pin_convolutions
     from vsvsr.streaming import SampledSession
 
     device = choose_device(settings.device_index)
@@ -166,6 +167,7 @@ def create(settings: UltraSettings, clip: Clip) -> "FilterSession":
 
     tokens = tokenise(_base(settings), [text for pair in PAIRS for text in pair]).to(device)
     judge = load_clip_iqa(judge_path).to(device)
+    pin_convolutions(judge)
 
     def prepare(samples: "list[Frame]") -> None:
         if not samples:
@@ -230,7 +232,7 @@ def _prompts(prompt: str) -> dict[int, str]:
         return {0: prompt}
     allowed = "a text, or a UTF-8 file of lines `frame: text`"
     try:
-        lines = Path(prompt).read_text("utf-8").splitlines() if Path(prompt).stat().st_size < _LONGEST else [""]
+        lines = Path(prompt).read_text("utf-8-sig").splitlines() if Path(prompt).stat().st_size < _LONGEST else [""]
     except (OSError, UnicodeDecodeError):
         lines = [""]
     parts = [line.partition(":") for line in lines if line.strip()]

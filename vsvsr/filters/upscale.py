@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import vapoursynth as vs
 
 from vsvsr.errors import UserError
-from vsvsr.filters.apply import apply
+from vsvsr.filters.apply import apply, checked
 from vsvsr.filters.registry import FILTERS
 from vsvsr.video.colour import colour_of, completed, from_float_rgb, to_float_rgb
 
@@ -22,7 +22,7 @@ def upscale(name: str, clip: vs.VideoNode, arguments: Mapping[str, object]) -> v
                     "clip.std.SetFieldBased(0)"
                 )
             colour = completed(colour_of(clip, props), clip.format)
-        rgb = to_float_rgb(clip, colour, half=bool(arguments.get("fp16")))
+        rgb = to_float_rgb(clip, colour, half=checked(name, arguments).fp16)
     except UserError as error:
         raise vs.Error(f"upscale: {error}") from None
     output = from_float_rgb(apply(name, rgb, arguments), clip.format, colour)
@@ -30,7 +30,7 @@ def upscale(name: str, clip: vs.VideoNode, arguments: Mapping[str, object]) -> v
 
 
 def _check(name: str, clip: vs.VideoNode, arguments: Mapping[str, object]) -> None:
-    if name not in FILTERS:
+    if not isinstance(name, str) or name not in FILTERS:
         raise UserError(f"name={name!r} is not possible; allowed: {' or '.join(FILTERS)}")
     known = [argument.name for argument in FILTERS[name].settings.arguments()]
     unknown = next((argument for argument in arguments if argument not in known), None)

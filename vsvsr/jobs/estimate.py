@@ -94,4 +94,6 @@ def _resident() -> int:
 def _on_device() -> int:
     import torch
 
-    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
+    if not torch.cuda.is_available():
+        return 0
+    return max(torch.cuda.max_memory_reserved(device) for device in range(torch.cuda.device_count()))

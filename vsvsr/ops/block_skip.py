@@ -105,14 +105,14 @@ def _(
     return None
 
 
-@torch.library.custom_op("vsvsr::choose_tiles", mutates_args=())
+@torch.library.custom_op("vsvsr::choose_tiles", mutates_args=("active",))
 def fused_choose_tiles(active: Tensor, enough: int) -> tuple[Tensor, Tensor]:
     """The kernel, for what ``runs_kernels`` accepts: numbers of the tiles of which ``active`` ``(tiles,)`` says so, or
-    of all where so many are; and how many.
+    of all where so many are, and then ``active`` becomes true everywhere; and how many.
     """
     from vsvsr.triton_kernels.block_skip import choose_tiles
 
-    return choose_tiles(active.contiguous(), enough)  # type: ignore[no-any-return]
+    return choose_tiles(active, enough)  # type: ignore[no-any-return]
 
 
 @fused_choose_tiles.register_fake
@@ -181,14 +181,18 @@ class SkipGrid:
         return Tiles(torch.arange(self.count, device=self._inside.device), self.count)
 
     def choose(self, active: Tensor) -> Tiles:
-        """The tiles that are ``active``, bool ``(n, rows, columns)``, or all where that costs no more.
+        """The tiles that are ``active``, bool ``(n, rows, columns)``, contiguous, or all where that costs no more;
+        ``active`` is changed to say which.
 
         Where kernels run the host learns nothing of them: it would wait for all that the device still has to do.
         """
-        flat = active.flatten()
+        flat = active.view(-1)
         if not runs_kernels(flat):
             numbers = flat.nonzero()[:, 0]
-            return self.everywhere if self.runs_everywhere(len(numbers)) else Tiles(numbers, len(numbers))
+            if self.runs_everywhere(len(numbers)):
+                flat.fill_(True)
+                return self.everywhere
+            return Tiles(numbers, len(numbers))
         return Tiles(*fused_choose_tiles(flat, -(-2 * self.n * self.height * self.width // self._worth)))
 
     def block_skip_(self, x: Tensor, held: Tensor | None, block: BlockWeights, tiles: Tiles) -> None:

@@ -44,7 +44,7 @@ def attention_weights(query: Tensor, key_copies: list[Tensor], mix: Tensor) -> T
     Returns:
         ``(n, members, h, w)`` fp32, non-negative, summing to 1 over the members.
     """
-    products = torch.stack([(query * key).float().sum(1) for key in key_copies], dim=1)
+    products = torch.stack([(query.float() * key.float()).sum(1) for key in key_copies], dim=1)
     logits = torch.einsum("ij,njhw->nihw", mix.float(), products) / math.sqrt(query.shape[1])
     return logits.softmax(dim=1)
 

@@ -12,6 +12,7 @@ from vsvsr.ops.dispatch import runs_kernels
 # Kept queries of a window are padded to one of these counts; a fuller window takes all its positions. Finer steps cost
 # more in gathered bias rows than they save.
 _BUCKETS = (16, 32)
+_MOST_KEYS = 48 * 1024
 _FULL = len(_BUCKETS) + 1
 _KINDS = 4
 
@@ -239,10 +240,17 @@ def masked_window_attention(
     Returns:
         ``(kept pixels, c)`` in raster order, before the output projection.
     """
-    if runs_kernels(tokens, weight, bias, position_bias):
+    heads = len(position_bias)
+    if runs_kernels(tokens, weight, bias, position_bias) and _fits(window, tokens.shape[-1] // heads, tokens.dtype):
         fused = fused_masked_window_attention
         return fused(tokens, weight, bias, position_bias, keep, kept, window=window, shift=shift)
     return masked_window_attention_reference(tokens, weight, bias, position_bias, keep, window=window, shift=shift)
+
+
+def _fits(window: int, dim: int, dtype: torch.dtype) -> bool:
+    """Whether the keys of a window leave room in the shared memory of every GPU that runs kernels."""
+    positions, padded = (1 << (size - 1).bit_length() for size in (window**2, dim))
+    return positions * padded * dtype.itemsize <= _MOST_KEYS
 
 
 def masked_window_attention_reference(

@@ -15,11 +15,15 @@ _log = logging.getLogger(__name__)
 
 @cache
 def _kernel_compiles(planes: torch.dtype, frame: torch.dtype) -> bool:
-    """Whether there is CuPy, with CUDA libraries that fit: it finds them by itself, not by way of torch."""
+    """Whether there is CuPy 14, with CUDA libraries that fit: it finds them by itself, not by way of torch."""
     from vsvsr.triton_kernels.unpack_planes import kernel  # type: ignore[import-not-found]  # its own folder
 
     try:
         kernel(planes, frame).compile()
+        import cupy
+
+        if not hasattr(cupy.cuda.Stream, "from_external"):
+            raise ImportError(f"CuPy {cupy.__version__} is older than 14")
     except ModuleNotFoundError:
         return False
     except Exception as error:  # CuPy's own, its compiler's, and the loader's

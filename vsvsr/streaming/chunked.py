@@ -9,6 +9,8 @@ from vsvsr.streaming.session import REQUEST_GROUP, CutDetector, Source
 
 # A reader that is late at the border of two chunks, or two readers in turns, need two of them.
 KEPT_CHUNKS = 2
+# Sources decode forwards: what lies before a frame is read from so far back on.
+_BACK = 64
 
 
 class ChunkModel[Frame, Picture, Result, Output](Protocol):
@@ -75,6 +77,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
 
     A chunk, and its context, end at a scene cut and at a frame that the clip cannot give. So frame n is a function of
     the clip and the arguments alone. Results are kept until they are rendered, and beyond that within the budget.
+    Frames beyond the scene of those that are asked for are not read, however long chunks are.
 
     Args:
         model: the network.
@@ -107,6 +110,9 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         self._chunks: OrderedDict[int, _Chunk[Result]] = OrderedDict()
         self._rendered: OrderedDict[int, int] = OrderedDict()
         self._seen: dict[int, _Seen[Picture] | None] = {}
+        self._found: dict[int, bool] = {}
+        self._asked = 0
+        self._short = False
         self._last: range | None = None
         self._counters = dict.fromkeys(("steps", "warmup_steps", "renders", "seeks", "replays", "restarts"), 0)
 
@@ -114,13 +120,15 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         """See `Session.advance`."""
         chunk = self._find(n)
         if chunk is None:
-            missing = self._gather(n, sources)
+            scene, missing = self._gather(n, sources)
             if missing:
                 return missing
-            chunk = self._open(n)
+            chunk = self._open(n, scene)
         try:
-            while chunk.emit.start + chunk.made <= n:
-                chunk.results[chunk.emit.start + chunk.made] = next(chunk.remaining)
+            while (made := chunk.emit.start + chunk.made) <= n:
+                result = next(chunk.remaining)
+                if made == n or made in wanted or not self._short:
+                    chunk.results[made] = result
                 chunk.made += 1
                 self._counters["steps"] += 1
         except BaseException:
@@ -145,12 +153,19 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         self._chunks.clear()
         self._rendered.clear()
         self._seen.clear()
+        self._found.clear()
         self._last = None
         self._model.forget()
 
     def shrink(self) -> None:
-        """See `Session.shrink`."""
-        self._trim(0)
+        """See `Session.shrink`. From now on no result is kept that nobody waits for."""
+        self._short = True
+        for start, chunk in list(self._chunks.items()):
+            if self._asked in chunk.results:  # its rendering failed, and is tried again
+                chunk.results = {self._asked: chunk.results[self._asked]}
+            else:
+                del self._chunks[start]
+        self._trim(self._budget)
 
     def counters(self) -> dict[str, int]:
         """See `Session.counters`.
@@ -163,6 +178,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
 
     def _find(self, n: int) -> _Chunk[Result] | None:
         """The kept chunk that holds frame ``n``, or can still make it."""
+        self._asked = n
         for chunk in self._chunks.values():
             if n in chunk.emit and (n in chunk.results or n >= chunk.emit.start + chunk.made):
                 self._chunks.move_to_end(chunk.emit.start)
@@ -175,14 +191,30 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         stop = min(start + self._length, self._frames)
         return range(start, stop), range(max(start - self._overlap, 0), min(stop + self._overlap, self._frames))
 
-    def _gather(self, n: int, sources: Mapping[int, Source[Frame]]) -> list[int]:
-        """Keep what came; which frames of the chunk and its context are missing, the first few of them."""
+    def _gather(self, n: int, sources: Mapping[int, Source[Frame]]) -> tuple[range, list[int]]:
+        """Keep what came.
+
+        Returns:
+            The part of frame ``n``'s stretch that is of its scene, as far as it is known, and which frames are missing
+            to know it, the first few of them.
+        """
         _, stretch = self._grid(n)
         self._seen = {i: seen for i, seen in self._seen.items() if i in stretch}
+        self._found = {i: found for i, found in self._found.items() if i in stretch}
         for i, source in sources.items():
             if i in stretch and self._seen.get(i) is None:
                 self._seen[i] = self._see(source)
-        return [i for i in stretch if i not in self._seen][:REQUEST_GROUP]
+        first, last = n, n + 1
+        while first > stretch.start and self._goes_on(first):
+            first -= 1
+        while last < stretch.stop and self._goes_on(last):
+            last += 1
+        missing: list[int] = []
+        if first not in self._seen or (first > stretch.start and self._goes_on(first) is None):
+            missing += (i for i in range(max(first - _BACK, stretch.start), first + 1) if i not in self._seen)
+        if last < stretch.stop and self._goes_on(last) is None:
+            missing += (i for i in range(last, min(last + REQUEST_GROUP, stretch.stop)) if i not in self._seen)
+        return range(first, last), missing[:REQUEST_GROUP]
 
     def _see(self, source: Source[Frame]) -> _Seen[Picture] | None:
         if source.frame is None:
@@ -191,31 +223,40 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         cut = self._scene_change and source.cut
         return _Seen(self._model.read(source.frame), cut, source.approximate, look)
 
-    def _starts_scene(self, n: int) -> bool:
-        after, before = self._seen[n], self._seen.get(n - 1)
+    def _goes_on(self, n: int) -> bool | None:
+        """Whether frame ``n`` is of the scene of the one before, and both can be had; None if it is not known yet."""
+        if n not in self._seen:
+            return None
+        after = self._seen[n]
         if after is None or after.cut:
-            return after is not None
-        return before is not None and self._detector is not None and self._detector.is_cut(before.look, after.look)
+            return False
+        if n - 1 not in self._seen:
+            return None
+        before = self._seen[n - 1]
+        if before is None or self._detector is None:
+            return before is not None
+        if n not in self._found:
+            self._found[n] = self._detector.is_cut(before.look, after.look)
+        return not self._found[n]
 
-    def _open(self, n: int) -> _Chunk[Result]:
+    def _open(self, n: int, scene: range) -> _Chunk[Result]:
         grid, stretch = self._grid(n)
-        gaps = [i for i in stretch if self._seen[i] is None]
-        cuts = [i for i in stretch if self._starts_scene(i)]
-        first = max([stretch.start, *(i for i in cuts if i <= n), *(i + 1 for i in gaps if i < n)])
-        last = min([stretch.stop, *(i for i in cuts + gaps if i > n)])
-        emit = range(max(grid.start, first), min(grid.stop, last))
-        stretch_seen = [seen for i in range(first, last) if (seen := self._seen[i]) is not None]
+        emit = range(max(grid.start, scene.start), min(grid.stop, scene.stop))
+        seen = [frame for i in scene if (frame := self._seen[i]) is not None]
         # The next stretch asks again for what the clip could not give.
-        self._seen = {i: seen for i, seen in self._seen.items() if seen is not None}
+        needed = min(scene.stop - 1, grid.stop - self._overlap) - _BACK
+        self._seen = {i: frame for i, frame in self._seen.items() if frame is not None and i >= needed}
         chunk = _Chunk(
             emit,
             self._model.run(
-                [seen.picture for seen in stretch_seen], range(emit.start - first, emit.stop - first), first
+                [frame.picture for frame in seen],
+                range(emit.start - scene.start, emit.stop - scene.start),
+                scene.start,
             ),
-            any(seen.approximate for seen in stretch_seen),
+            any(frame.approximate for frame in seen),
         )
-        self._counters["restarts"] += stretch.start < first == emit.start
-        self._count(emit, len(stretch_seen), again=self._chunks.pop(emit.start, None) is not None)
+        self._counters["restarts"] += stretch.start < scene.start == emit.start
+        self._count(emit, len(seen), again=self._chunks.pop(emit.start, None) is not None)
         self._chunks[emit.start] = chunk
         while len(self._chunks) > KEPT_CHUNKS:
             self._chunks.popitem(last=False)

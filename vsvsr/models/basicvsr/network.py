@@ -114,7 +114,12 @@ class BasicVSR(PixelShuffleHead):
         It is computed in SPyNet's own type, which stays fp32 in a network that is otherwise half precision.
         """
         precise = self.spynet.mean.dtype
-        return lambda i, j: self.spynet(frames[i].to(precise), frames[j].to(precise))
+
+        def flow(i: int, j: int) -> Tensor:
+            with torch.autocast(frames[i].device.type, enabled=False):
+                return self.spynet(frames[i].to(precise), frames[j].to(precise))  # type: ignore[no-any-return]
+
+        return flow
 
     def step(
         self, trunk: Trunk, frame: Tensor, flow: Tensor | None, state: Tensor | None, split: Split | None = None

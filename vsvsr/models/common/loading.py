@@ -23,6 +23,8 @@ _FILLS = frozenset(("normal_", "uniform_", "kaiming_uniform_", "erfinv_"))
 _TABLES = 1 << 26
 """Bytes for tables that a network computes and for their intermediate results, besides the size of the weights."""
 _FACTORIES = frozenset((torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
+_UNTYPED = _FACTORIES | {torch.empty, torch.tensor, torch.arange, torch.linspace}
+"""Whose tensors of real numbers have torch's default type if none is given."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,9 @@ class _Construction(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Raises in functions that return tensors only: context managers restore gradient mode by calls that pass here.
         kwargs = kwargs or {}
+        usual = kwargs.get("dtype") is not None or torch.get_default_dtype() == torch.float32
+        if func in _UNTYPED and not usual and func(*args, **{**kwargs, "device": "meta"}).is_floating_point():
+            kwargs = {**kwargs, "dtype": torch.float32}  # a script has chosen another default
         if func is torch.empty:
             self._tensors -= 1
             if self._tensors < 0:

@@ -58,7 +58,7 @@ class SPyNet(nn.Module):
         """
         height, width = reference.shape[-2:]
         multiple = 2 ** (len(self.basic_module) - 1)
-        size = (-(-height // multiple) * multiple, -(-width // multiple) * multiple)
+        size = (height + -height % multiple, width + -width % multiple)  # -(-a // b) is exported as if it cut off
         pyramids = [[self._resize(self._normalise(image), size)] for image in (reference, support)]
         for pyramid in pyramids:
             for _ in range(len(self.basic_module) - 1):
@@ -85,4 +85,5 @@ class SPyNet(nn.Module):
         """Twice the size and twice the length, with a replicated last row or column where ``target`` is odd."""
         flow = F.interpolate(flow, scale_factor=2, mode="bilinear", align_corners=True) * 2.0
         missing = (0, target.shape[3] - flow.shape[3], 0, target.shape[2] - flow.shape[2])
-        return F.pad(flow, missing, mode="replicate") if any(missing) else flow
+        # An exported network takes frames of other sizes than the one that it is exported with.
+        return F.pad(flow, missing, mode="replicate") if torch.onnx.is_in_onnx_export() or any(missing) else flow

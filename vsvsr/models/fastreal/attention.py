@@ -17,7 +17,7 @@ def _blur_kernel(name: str) -> Tensor:
         return F.pad(torch.full((3, 3), 1 / 9), (1, 1, 1, 1))
     if name == "mean5":
         return torch.full((_SIZE, _SIZE), 1 / 25)
-    line = torch.exp(-((torch.arange(_SIZE) - _SIZE // 2) ** 2) / (2 * 1.5**2))
+    line = torch.exp(-((torch.arange(_SIZE, dtype=torch.float32) - _SIZE // 2) ** 2) / (2 * 1.5**2))
     kernel = line[:, None] * line
     return kernel / kernel.sum()
 

@@ -120,7 +120,7 @@ class FastRealVSR(nn.Module):
         """State and frame to the picture ``(n, 3, scale * h, scale * w)``."""
         if self.config.head == "single":
             return F.pixel_shuffle(self._subpixels(hidden, frame), self.scale)
-        base = F.interpolate(frame, scale_factor=self.scale, mode=self.config.base, align_corners=False)
+        base = self._base(frame)
         return self._detail(hidden) + base
 
     def render(self, hidden: Tensor, frame: Tensor, planes: Sequence[Tensor]) -> None:
@@ -139,9 +139,14 @@ class FastRealVSR(nn.Module):
             for plane, channel in zip(planes, picture, strict=True):
                 plane.copy_(channel[:height, :width])
             return
-        base = F.interpolate(frame[:1], scale_factor=scale, mode=self.config.base, align_corners=False)[0]
+        base = self._base(frame[:1])[0]
         for plane, detail, smooth in zip(planes, self._detail(hidden[:1])[0], base, strict=True):
             torch.add(detail[:height, :width], smooth[:height, :width], out=plane)
+
+    def _base(self, frame: Tensor) -> Tensor:
+        """What the network's detail is added to."""
+        aligned = None if self.config.base == "nearest" else False
+        return F.interpolate(frame, scale_factor=self.scale, mode=self.config.base, align_corners=aligned)
 
     def forward(self, clip: Tensor) -> Tensor:
         """A whole clip ``(n, t, 3, h, w)`` from a cold start: ``(n, t, 3, scale * h, scale * w)``."""
@@ -169,7 +174,7 @@ class FastRealVSR(nn.Module):
 
 def _upsampling_weight(base: str, scale: int) -> Tensor:
     """``F.interpolate(mode=base)`` as a convolution ``(3 * scale ** 2, 3, 5, 5)`` before a pixel shuffle."""
-    offsets = (torch.arange(scale) + 0.5) / scale - 0.5
+    offsets = (torch.arange(scale, dtype=torch.float32) + 0.5) / scale - 0.5
     distance = (offsets[:, None] - torch.arange(-2, 3)).abs()
     if base == "nearest":
         taps = (distance < 0.5).float()

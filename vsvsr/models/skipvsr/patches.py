@@ -11,14 +11,14 @@ def _starts(size: int, side: int, stride: int) -> list[int]:
 
 def _ramps(starts: list[int], side: int, scale: int, device: torch.device) -> Tensor:
     """Weights ``(patches, side * scale)`` that rise and fall linearly over overlaps and add up to 1 everywhere."""
-    position = (torch.arange(side * scale, device=device) + 0.5) / scale
-    weights = torch.ones(len(starts), side * scale, device=device)
+    position = (torch.arange(side * scale, dtype=torch.float32, device=device) + 0.5) / scale
+    weights = torch.ones(len(starts), side * scale, dtype=torch.float32, device=device)
     for i in range(1, len(starts)):
         rising = (position / (starts[i - 1] + side - starts[i])).clamp(max=1)
         weights[i] *= rising
         weights[i - 1] *= rising.flip(0)
     # The last patch, moved back, may overlap two others.
-    total = torch.zeros((starts[-1] + side) * scale, device=device)
+    total = torch.zeros((starts[-1] + side) * scale, dtype=torch.float32, device=device)
     spans = [slice(start * scale, (start + side) * scale) for start in starts]
     for span, weight in zip(spans, weights, strict=True):
         total[span] += weight
