@@ -204,8 +204,8 @@ MANIFEST: tuple[Weights, ...] = (
     _shipped(
         "fastreal-x2",
         "FastReal",
-        1_400_496,
-        "5aebfcc9757f8ed9d0b83121f1e37ec2c99189ca303568a962483e3cddf96071",
+        1_400_640,
+        "6d357f731140b1216ab67c1d14e15ea4fb7a2b36da0ba4d7abdab441d24cbd1c",
         licence=_TAUGHT,
     ),
     _shipped(
