@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,60 @@ def test_sound_that_a_container_refuses_is_an_error_before_the_first_frame(
     assert "FLV does not support" in said
     assert said.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "plain.mkv"]
+
+
+@pytest.mark.parametrize(
+    ("codec", "encoder", "what"), [("flac", "libx264", "the sound"), ("copy", "ffv1", "the picture")]
+)
+def test_what_mpeg_ts_would_hold_as_mere_data_is_an_error_before_the_first_frame(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys, codec: str, encoder: str, what: str
+) -> None:
+    plain, source, target = small(tmp_path / "plain.mkv", frames=4), tmp_path / "in.mkv", tmp_path / "out.ts"
+    ffmpeg("-i", plain, "-c:v", "copy", "-c:a", codec, source)
+    command = ("upscale", source, target, "--model-path", tiny_fastreal, "--encoder", encoder)
+    assert run(monkeypatch, *command) == 1
+    said = capsys.readouterr().err
+    assert said == f"vsvsr: {target}: MPEG-TS cannot hold {what} in this codec; choose another container\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mkv", "plain.mkv"]
+
+
+def test_a_track_of_timecodes_hides_no_other(tmp_path: Path) -> None:
+    plain, source = small(tmp_path / "in.mp4"), tmp_path / "in.mov"
+    ffmpeg("-i", plain, "-c", "copy", "-timecode", "01:00:00:00", "-metadata:s:v", "language=fra", source)
+    assert [(track.index, track.kind) for track in tracks_of(describe(source))] == [
+        (0, "Video"),
+        (1, "Audio"),
+        (2, "Data"),
+    ]
+    assert tracks_of(describe(source))[0].language == "fra"
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("in.mkv", "out.mkv"), ("in.mp4", "out.mkv"), ("in.mp4", "out.mp4"), ("in.mkv", "out.webm")]
+)
+def test_subtitles_that_are_shown_where_a_part_begins_are_in_it(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, source: str, target: str
+) -> None:
+    texts, plain, film, part = (tmp_path / name for name in ("in.srt", "plain.mkv", source, target))
+    cues = ("00:00:00,040 --> 00:00:00,100", "00:00:00,150 --> 00:00:00,450", "00:00:00,500 --> 00:00:00,600")
+    texts.write_text("".join(f"{n}\n{cue}\n{name}\n\n" for n, (cue, name) in enumerate(zip(cues, "abc", strict=True))))
+    small(plain, frames=20)
+    codec = "mov_text" if film.suffix == ".mp4" else "srt"
+    ffmpeg("-i", plain, "-i", texts, "-map", "0", "-map", "1", "-c", "copy", "-c:s", codec, film)
+    command = ("upscale", film, part, "--model-path", tiny_fastreal, "--start", "5", "--end", "16")
+    assert run(monkeypatch, *command, *(("--encoder", "libvpx") if part.suffix == ".webm" else ())) == 0
+    ffmpeg("-i", part, "-map", "0:s", tmp_path / "out.srt")
+    shown = (tmp_path / "out.srt").read_text()
+    assert re.findall(r"^\w$", re.sub(r"^\d+\n", "", shown, flags=re.MULTILINE), re.MULTILINE) == ["b", "c"]
+    assert "00:00:00,000 --> 00:00:00,2" in shown
+    assert decode(part)[1][0] == 0
+
+
+def test_a_container_that_counts_frames_is_told_their_rate(
+    tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey
+) -> None:
+    source, target = small(tmp_path / "in.mkv"), tmp_path / "out.avi"
+    assert run(monkeypatch, "upscale", source, target, "--model-path", tiny_fastreal) == 0
+    made, stamps = decode(target)
+    assert made.fps == decode(source)[0].fps == 25
+    assert stamps == [Fraction(n, 25) for n in range(8)]

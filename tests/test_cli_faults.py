@@ -85,6 +85,9 @@ def test_a_read_only_folder_is_named_before_anything_is_done(
     reason = "Read-only file system"
     target = read_only / "out.mp4"
     assert failed(monkeypatch, capsys, "upscale", film, target) == f"{target}: {reason}"
+    job = ("--job", film.parent / "parts")
+    assert failed(monkeypatch, capsys, "upscale", film, target, *job) == f"{target}: {reason}"
+    assert not (film.parent / "parts").exists()
     csv = read_only / "frames.csv"
     assert failed(monkeypatch, capsys, "evaluate", "no.mp4", "no.mp4", "--per-frame", csv) == f"{csv}: {reason}"
     assert failed(monkeypatch, capsys, "demo", "--output", read_only / "demo") == f"{read_only / 'demo'}: {reason}"
@@ -437,3 +440,31 @@ def test_a_killed_ffmpeg_is_one_line_and_leaves_nothing(tmp_path: Path, tiny_fas
     assert process.returncode == 1
     assert complaints(said) == [f"vsvsr: {folder / 'out.mp4'}: ffmpeg was ended by signal 9"]
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
+def test_names_are_printed_whatever_the_output_can_hold(tmp_path: Path, film: Path, encoding: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "vsvsr",
+        "upscale",
+        film,
+        "日本.mkv",
+        "--dry-run",
+        "--model",
+        "fastreal-compact-x2",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    shown = "日本.mkv".encode(encoding, "backslashreplace")
+    assert ended.stdout.startswith(shown + b": ")
+
+
+def test_figures_that_could_not_be_written_are_an_error_before_the_benchmark(
+    tmp_path: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    target = tmp_path / "nowhere" / "speed.json"
+    said = failed(monkeypatch, capsys, "benchmark", "--size", "32x32", "--frames", "1", "--json", target)
+    assert said == f"{target}: there is no folder {target.parent}"

@@ -118,6 +118,7 @@ def test_a_film_outlives_a_machine_of_the_cluster_that_shares_no_folder(ordered:
     ("options", "line"),
     [
         ("--devices 0,-1", "--devices 0,-1: write CUDA devices, as 0,1,2, or -1,-1 for the CPU"),
+        ("--devices=", "--devices : write CUDA devices, as 0,1,2, or -1,-1 for the CPU"),
         ("--devices all", "--devices all: write CUDA devices, as 0,1,2, or -1,-1 for the CPU"),
         ("--devices 0 --ray local", "give --devices for this machine or --ray for a cluster, not both"),
     ],

@@ -60,10 +60,18 @@ def test_several_films_go_into_one_folder(
     assert run(monkeypatch, "upscale", *films[:2], tmp_path / "out", *more) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mp4", "b.mkv"]
     capsys.readouterr()
+    monkeypatch.chdir(tmp_path / "other")
+    shutil.copy("a.mp4", "A.mp4")
+    assert run(monkeypatch, "upscale", films[0], "A.mp4", ".", *more) == 2
+    assert run(monkeypatch, "upscale", films[1], "A.mp4", ".", *more) == 1
+    said = capsys.readouterr().err
+    assert "vsvsr: A.mp4 is the input; choose another name" in said
+    assert said.endswith("1 of 2 films made, 0 were there, 1 failed\n")
     for arguments, code, line in (
         ((*films, tmp_path / "out"), 2, f"{tmp_path / 'out' / 'a.mp4'} would be made of several inputs; "),
         ((*films[:2], tmp_path / "out", "--job", tmp_path / "j"), 2, "--job is the folder of one film; "),
         ((tmp_path / "nowhere", films[0], tmp_path / "out"), 1, f"{tmp_path / 'nowhere'} is neither a "),
+        (("a.mp4", "A.mp4", tmp_path / "out"), 2, f"{tmp_path / 'out' / 'a.mp4'} would be made of several inputs; "),
         ((tmp_path / "empty", tmp_path / "out"), 1, f"{tmp_path / 'empty'} holds no films; numbered pictures "),
     ):  # fmt: skip
         (tmp_path / "empty").mkdir(exist_ok=True)

@@ -26,7 +26,9 @@ def main() -> None:
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup sets it
     _hear(heard)
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+        # Names of files need not be UTF-8, nor fit into what a terminal on Windows takes.
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     outcome: Future[tuple[int, str]] = Future()
     Thread(target=_run, args=(outcome,), daemon=True).start()
     while not wait((outcome,), timeout=0.5).done:  # without a timeout Windows notices no Ctrl-C

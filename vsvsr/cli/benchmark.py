@@ -14,7 +14,7 @@ from rich.table import Table
 from vsvsr.cli.progress import show
 from vsvsr.cli.upscale import check_filter
 from vsvsr.errors import WrongArgumentError
-from vsvsr.files import written_whole
+from vsvsr.files import check_target, written_whole
 from vsvsr.filters.registry import FILTERS
 from vsvsr.jobs.benchmark import PARTS, SIZES, Case, Speed, cases, machine, measure
 
@@ -67,6 +67,8 @@ def benchmark(
     wanted = [case for case in cases(names, chosen, on_cpu=on_cpu) if not model or case.model in model]
     if not wanted:
         raise WrongArgumentError("--model: no such weights are here; vsvsr weights list shows them")
+    if json_file is not None:
+        check_target(json_file)
     console, about = Console(stderr=True), machine(device)
     found: list[tuple[Case, Speed]] = []
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as bar:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from vsvsr.errors import UserError
+from vsvsr.files import explain
 from vsvsr.jobs.order import Order
 from vsvsr.video.film import Written
 
@@ -99,8 +100,8 @@ class Told:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if isinstance(error, UserError):
-            self._tell("failed", text=str(error))
+        if isinstance(error, UserError | OSError):
+            self._tell("failed", text=explain(error) if isinstance(error, OSError) else str(error))
 
     def indexing(self, percent: int) -> None:
         """See `vsvsr.jobs.film.Progress`."""

@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from vsvsr.cli.progress import Shown, Told, show
 from vsvsr.errors import UserError, WrongArgumentError
-from vsvsr.files import explain
+from vsvsr.files import explain, refuse_input
 from vsvsr.filters.arguments import Argument
 from vsvsr.filters.generate import own_arguments
 from vsvsr.filters.registry import FILTERS
@@ -225,10 +225,11 @@ def _upscale_all(
     made = before = failed = 0
     for source, target in films:
         one = replace(order, source=source, target=target)
-        if target.exists() and not overwrite:
-            before += 1
-            continue
         try:
+            refuse_input(target, source)
+            if target.exists() and not overwrite:
+                before += 1
+                continue
             if dry_run:
                 _show_estimate(one, telling, overwrite=overwrite)
             else:
@@ -265,7 +266,10 @@ def _show_estimate(order: Order, telling: Telling, *, overwrite: bool) -> None:
         f"  about {timedelta(seconds=round(found.seconds))} on one device, {found.frame_seconds:.3f} s a frame without "
         f"its encoder{''.join(f', {each}' for each in taken)}"
     )
-    typer.echo("\n".join(lines))
+    if telling.json:
+        Told(order).note("\n".join(lines))
+    else:
+        typer.echo("\n".join(lines))
 
 
 def parse_arguments(filter_name: str, pairs: list[str]) -> dict[str, object]:
@@ -318,7 +322,7 @@ def _cluster(devices: str | None, address: str | None, *, send_source: bool) -> 
         indices = [int(index) for index in (devices or "").split(",") if devices]
     except ValueError:
         indices = [-2]
-    if min(indices, default=0) < -1 or (-1 in indices and max(indices) >= 0):
+    if (devices is not None and not indices) or min(indices, default=0) < -1 or (-1 in indices and max(indices) >= 0):
         raise WrongArgumentError(f"--devices {devices}: write CUDA devices, as 0,1,2, or -1,-1 for the CPU")
     return Cluster(devices=indices, address=address or "", send_source=send_source)
 

@@ -66,6 +66,9 @@ def make_film(
         if job is not None or keep_job:
             raise WrongArgumentError(f"{order.target}: pictures are made in one go; leave out --job and --keep-job")
         return _make_pictures(order, overwrite=overwrite, progress=progress)
+    if job is not None:  # beside the target the job's folder itself shows whether it can be written
+        with scratch_beside(order.target):
+            pass
     with _job_folder(order, job) as folder:
         workers = Here(order) if cluster is None else cluster.workers(order)
         opened = workers.plan.open(progress.indexing)

@@ -43,7 +43,9 @@ def pair_up(inputs: Sequence[Path], folder: Path) -> list[tuple[Path, Path]]:
             pairs.append((given, folder / _named(Path(given.name))))
         else:
             raise UserError(f"{given} is neither a file nor a folder")
-    twice = [name for name, count in Counter(target for _, target in pairs).items() if count > 1]
+    # Names that differ in case alone are one file on Windows and macOS.
+    counted = Counter(str(target).casefold() for _, target in pairs)
+    twice = [target for _, target in pairs if counted[str(target).casefold()] > 1]
     if twice:
         raise WrongArgumentError(f"{twice[0]} would be made of several inputs; give them one by one")
     return pairs

@@ -13,11 +13,17 @@ from vsvsr.video.encoder import Encoding, complaint, encode
 from vsvsr.video.ffmpeg import describe, run, url
 from vsvsr.video.film import Film
 from vsvsr.video.matroska import TIMESTAMPS_PER_SECOND
-from vsvsr.video.tracks import MOV, Beside, beside
+from vsvsr.video.tracks import MOV, Beside, beside, tracks_of
 
 _BEGIN_LATE = (".ts", ".mts", ".m2ts")
 _KEEP_TIMES = (*MOV, ".mkv", ".webm", *_BEGIN_LATE)
 """Containers in which every frame has a timestamp."""
+
+# What is shown when the film begins stays, and none begins before: Matroska would shift the whole film.
+_CUT_SUBTITLES = (
+    *("-copypriorss:s", "1"),
+    *("-bsf:s", r"noise=drop=lte(pts+duration\,0),setts=ts=max(TS\,0):duration=DURATION+min(PTS\,0)"),
+)
 
 _SHORT = 100
 """Characters of a name, its ending included, that a temporary file keeps."""
@@ -97,9 +103,10 @@ def join(film: Film, parts: Sequence[tuple[Path, int]], path: Path, target: Path
                 *carried.marks(),
                 *(_taken_from(1, encoding) if described else ()),
                 # ffmpeg begins at a key frame of the picture, and would keep seconds of sound before the first frame.
-                *(("-copypriorss:a", "0", "-copypriorss:s", "0") if film.is_cut else ()),
+                *(("-copypriorss:a", "0", *_CUT_SUBTITLES) if film.is_cut else ()),
                 *(("-t", _seconds(film)) if film.is_cut else ()),  # for chapters
                 *encoding.joining(),
+                *_rate(film, target),
                 *(("-movflags", "+faststart") if target.suffix.lower() in MOV else ()),
                 url(path),
             ]
@@ -134,10 +141,18 @@ def check_beside(film: Film, target: Path, encoding: Encoding, *, encodes: bool)
         tried = Path(folder, "tried")
         tried.mkdir()
         path = url(tried / target.name[-_SHORT:])
-        command = ["-loglevel", "error", "-nostats", *inputs, *maps, "-t", "0.2", *encoding.joining(), path]
-        status, _, said = run(command)
-    if status:
-        raise UserError(f"{target}: {complaint(said, status).replace(path, str(target))}")
+        options = [*encoding.joining(), *_rate(film, target)]
+        status, _, said = run(["-loglevel", "error", "-nostats", *inputs, *maps, "-t", "0.2", *options, path])
+        if status:
+            raise UserError(f"{target}: {complaint(said, status).replace(path, str(target))}")
+        if target.suffix.lower() in _BEGIN_LATE:
+            # MPEG-TS takes anything, as data that no player knows.
+            held = tracks_of(describe(next(tried.iterdir())))
+            wanted = ["Video"] * number + [track.kind for track, _ in carried.tracks]
+            for track, kind in zip(held, wanted, strict=False):
+                if track.kind == "Data" != kind:
+                    what = {"Video": "the picture", "Audio": "the sound", "Subtitle": "the subtitles"}.get(kind, kind)
+                    raise UserError(f"{target}: MPEG-TS cannot hold {what} in this codec; choose another container")
     return carried
 
 
@@ -176,6 +191,12 @@ def keeps_hdr(film: Film, path: Path) -> bool:
         return True
     said = run(["-i", url(path), "-map", "0:v:0", "-frames:v", "1", "-vf", "showinfo", "-f", "null", "-"])[2]
     return all(name in said for name, value in wanted.items() if value)
+
+
+def _rate(film: Film, target: Path) -> list[str]:
+    """Output options for containers that know frames by their number: what they count would be milliseconds."""
+    rate = film.source.clip.fps
+    return ["-r", str(rate)] if rate and target.suffix.lower() not in _KEEP_TIMES else []
 
 
 def _concatenation(parts: Sequence[Path], starts: Sequence[int]) -> str:

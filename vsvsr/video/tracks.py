@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vsvsr.video.ffmpeg import url
+
 MOV = frozenset({".mp4", ".m4v", ".mov"})
 _TEXT = frozenset({"ass", "mov_text", "ssa", "srt", "subrip", "text", "webvtt"})
 _SUBTITLES = {
@@ -19,7 +21,9 @@ _SUBTITLES = {
 _MIME_TYPES = {"mjpeg": "image/jpeg", "png": "image/png"}
 """Of pictures that Matroska attaches as files; ffmpeg would copy them as films of one frame."""
 
-_TRACK = re.compile(r"  Stream #0:(\d+)(?:\[\w+\])?(?:\(([^)]*)\))?: (Video|Audio|Subtitle|Attachment|Data): (\w+)(.*)")
+_TRACK = re.compile(
+    r"\s+Stream #0:(\d+)(?:\[\w+\])?(?:\(([^)]*)\))?: (Video|Audio|Subtitle|Attachment|Data): (\w+)(.*)"
+)
 _ABOUT = re.compile(r"\s+(filename|title)\s*: (.*)")
 
 
@@ -102,7 +106,7 @@ class Beside:
         options: list[str] = []
         for number, (cover, file) in enumerate(zip(self.covers, files, strict=True), start=before):
             about = (f"mimetype={_MIME_TYPES[cover.codec]}", f"filename={cover.name or file.name}")
-            options += ["-attach", str(file), *(word for each in about for word in (f"-metadata:s:t:{number}", each))]
+            options += ["-attach", url(file), *(word for each in about for word in (f"-metadata:s:t:{number}", each))]
         return options
 
 
@@ -127,7 +131,7 @@ def beside(described: str, target: Path, *, without: Collection[str] = ()) -> Be
             encoder = _SUBTITLES.get(suffix, {}).get(track.codec)
         elif track.kind == "Attachment":
             encoder = "copy" if suffix == ".mkv" else None
-        elif track.is_cover and suffix in MOV:
+        elif track.is_cover and suffix in MOV - {".mov"}:
             encoder = "copy"
         elif track.is_cover and suffix == ".mkv" and track.codec in _MIME_TYPES:
             result.covers.append(track)
@@ -140,7 +144,7 @@ def beside(described: str, target: Path, *, without: Collection[str] = ()) -> Be
 
 
 def tracks_of(described: str) -> list[Track]:
-    """The tracks in what ffmpeg says about a file."""
+    """The tracks in what ffmpeg says about a file. It lists those that belong together first, as groups."""
     tracks: list[Track] = []
     for line in described.splitlines():
         found, about = _TRACK.match(line), _ABOUT.match(line)
@@ -162,4 +166,4 @@ def tracks_of(described: str) -> list[Track]:
             told = about[2].strip()
             last = tracks[-1]
             tracks[-1] = replace(last, title=told) if about[1] == "title" else replace(last, name=told)
-    return tracks
+    return sorted({track.index: track for track in reversed(tracks)}.values(), key=lambda track: track.index)
