@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+import re
 import subprocess
 import sys
 import weakref
@@ -28,6 +29,7 @@ from vsvsr.evaluation.metrics import flicker, luma, psnr, round_to_8_bit, ssim
 from vsvsr.evaluation.niqe import niqe
 from vsvsr.evaluation.perceptual import jod
 from vsvsr.models.fastreal.flow import LightFlow
+from vsvsr.training.data.pictures import load_photograph
 from vsvsr.weights import find
 
 PUBLISHED_NIQE = 6.56393
@@ -218,6 +220,46 @@ def test_evaluate_writes_the_scores_of_every_frame(film: Path, tmp_path: Path) -
     mean = np.mean([float(row["psnr_y"]) for row in rows])
     assert f"{mean:.2f}" in result.stdout
     assert all(row["niqe"] == "" for row in rows)
+
+
+def test_a_black_frame_spoils_no_score(tmp_path: Path) -> None:
+    frames = pixels(3, 200, 200, 3)
+    frames[0] = 0
+    given = off_by(frames, 1)
+    given[0] = 0
+    for name, each in (("given", given), ("truth", frames)):
+        write_sequence(tmp_path / name, each)
+    table = tmp_path / "frames.csv"
+    (row,) = evaluated(tmp_path / "given", tmp_path / "truth", "--per-frame", table, "--perceptual")
+    wanted = psnr(luma(to_tensor(given[1:])), luma(to_tensor(frames[1:]))).mean()
+    assert float(row[1]) == pytest.approx(float(wanted), abs=0.01)
+    assert float(row[6]) > 0.9  # edges
+    assert math.isfinite(float(row[8]))  # NIQE
+    with table.open() as file:
+        niqes = [line["niqe"] for line in csv.DictReader(file)]
+    assert niqes[0] == ""
+    assert float(niqes[1]) > 0
+    black = compare.EightBitClip(list(np.zeros((2, 200, 200, 3), np.uint8)))
+    assert math.isnan(compare.mean_niqe(black))
+
+
+def test_pictures_that_cannot_be_compared_are_one_line(film: Path, tmp_path: Path) -> None:
+    write_sequence(tmp_path / "small", pixels(2, 10, 40, 3))
+    write_sequence(tmp_path / "short", pixels(2, 64, 64, 3))
+    write_sequence(tmp_path / "long", pixels(3, 256, 256, 3))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0\0\0\x0dIHDR" + b"\xff" * 40)
+    for arguments, message in (
+        (("small", "small"), "pictures of 40x10 cannot be compared; they need at least 11x11"),
+        (
+            ("long", "--source", "short"),
+            f"{tmp_path / 'short'} has 2 frames, {tmp_path / 'long'} 3; they must be as many",
+        ),
+    ):
+        given = [str(each) if each.startswith("-") else str(tmp_path / each) for each in arguments]
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            CliRunner().invoke(app, given, catch_exceptions=False)
+    with pytest.raises(UserError, match=r"broken\.png is no picture that can be read"):
+        load_photograph(tmp_path / "broken.png", (16, 16))
 
 
 def test_scores_of_frames_without_a_truth_are_their_niqe() -> None:

@@ -34,7 +34,7 @@ from vsvsr.training.data.clips import Clips, Crops, write_flows
 from vsvsr.training.data.degradation import Degradation, blur, blur_kernel, degrade, downsample, noise_field, shrink
 from vsvsr.training.data.motion import synthetic_clip
 from vsvsr.training.data.pictures import find_sources
-from vsvsr.training.discriminator import Adversary, UNetDiscriminator
+from vsvsr.training.discriminator import Adversary, UNetDiscriminator, check_crop
 from vsvsr.training.harness import Optimiser, Processes, RunFolder, Schedule, train
 from vsvsr.training.losses import Perceptual, charbonnier, psnr_loss
 from vsvsr.training.recipes import fastreal, fastreal_gan
@@ -452,6 +452,16 @@ def test_a_folder_of_another_training_is_refused_and_left_as_it_is(data: Path, t
     refused(adversarial(data, tmp_path / "plain")[0], 2)
     refused(recipe(dataclasses.replace(plain, run=opposed)), 1)
     refused(recipe(plain, config=dataclasses.replace(TINY, hsa="none")), 2)
+    # Found only when there is a row to log, and still before anything is written over.
+    other = recipe(dataclasses.replace(plain, temporal_consistency=0.5, steps=2))
+    before = (plain.run / "checkpoint.pt").read_bytes()
+    with pytest.raises(UserError, match=r"log\.csv has no column temporal_consistency; give another run folder"):
+        train(other, other.settings, steps=2, processes=ALONE)
+    assert (plain.run / "checkpoint.pt").read_bytes() == before
+    for damaged in (b"", b"no checkpoint", before[:1000]):
+        (plain.run / "checkpoint.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"checkpoint\.pt is damaged; remove it to begin again"):
+            train(recipe(plain), plain, steps=2, processes=ALONE)
 
 
 def test_settings_of_a_training_that_are_not_possible_are_refused_in_one_line(
@@ -462,6 +472,27 @@ def test_settings_of_a_training_that_are_not_possible_are_refused_in_one_line(
     flow = ["light_flow", str(data), str(data), str(tmp_path / "flow"), "--crop", "24", "--steps", "1"]
     assert main(flow) == 1
     assert capsys.readouterr().err == "error: --crop 24 is not possible; allowed: multiples of 16\n"
+    folders = [str(data), str(data), str(tmp_path / "run")]
+    for command, option, value, allowed in (
+        ("fastreal", "--batch", "0", "1 or more"),
+        ("fastreal", "--seed", "-1", "0 or more"),
+        ("fastreal", "--frames", "0", "1 or more"),
+        ("fastreal", "--learning-rate", "nan", "0 or more"),
+        ("light_flow", "--frames", "1", "2 or more"),
+        ("ultra", "--frames", "1", "2 or more"),
+        ("ultra", "--validation-crops", "0", "1 or more"),
+        ("build", "--frames", "0", "1 or more"),
+        ("build", "--seed", "-1", "0 or more"),
+    ):
+        given = folders[:2] if command == "build" else [*folders, "--steps", "1"]
+        assert main([command, *given, option, value]) == 1
+        assert capsys.readouterr().err == f"error: {option} {value} is not possible; allowed: {allowed}\n"
+    checkpoint = ("--checkpoint", "BasicVSR_REDS4")
+    assert main(["skip_estimators", str(data), str(tmp_path / "nowhere" / "x.safetensors"), *checkpoint]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--crop 15 is not possible; allowed with a discriminator: multiples of 2"):
+        check_crop(15, 4)
+    assert not (tmp_path / "run").exists()
 
 
 def test_no_warmup_is_the_whole_learning_rate_from_the_first_update_on() -> None:
@@ -807,7 +838,7 @@ def test_a_log_of_other_columns_is_refused_in_one_line(tmp_path: Path) -> None:
     folder.log({"step": "1", "loss": 0.5})
     folder.log({"step": "2"})
     with pytest.raises(UserError, match=r"log\.csv has no column kept; give another run folder"):
-        folder.log({"step": "3", "kept": 0.5})
+        folder.check({"step": "3", "kept": 0.5})
     assert (tmp_path / "log.csv").read_text().splitlines() == ["step,loss", "1,0.5", "2,"]
 
 

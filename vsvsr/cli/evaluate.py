@@ -1,5 +1,6 @@
 """``vsvsr evaluate``: how good a clip is, with or without the truth."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -92,6 +93,8 @@ def _evaluate(
     clips: dict[str, compare.Clip] = {own: compare.EightBitClip(judged)}
     if source is not None:
         small = _open(source, frames)
+        if len(small) != len(judged):
+            raise UserError(f"{source} has {len(small)} frames, {clip} {len(judged)}; they must be as many")
         clips["bicubic"] = compare.EightBitClip(small, compare.enlarged(size, Image.Resampling.BICUBIC))
         clips["Lanczos"] = compare.EightBitClip(small, compare.enlarged(size, Image.Resampling.LANCZOS))
     reference = None if truth is None else compare.EightBitClip(_open(truth, frames))
@@ -106,7 +109,8 @@ def _evaluate(
             if perceptual:
                 rate = judged.frames_per_second or _UNKNOWN_RATE
                 cells += [f"{erqa(pictures, reference):.3f}", f"{jod(pictures, reference, frames_per_second=rate):.2f}"]
-        table.add_row(Text(name), *cells, "" if small_picture else f"{compare.mean_niqe(pictures):.3f}")
+        distance = math.nan if small_picture else compare.mean_niqe(pictures)
+        table.add_row(Text(name), *cells, "" if math.isnan(distance) else f"{distance:.3f}")
     Console().print(table)
     if csv_path is not None:
         compare.write_frame_scores(csv_path, clips, reference)
@@ -147,7 +151,7 @@ def _read(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             return np.array(opened.convert("RGB"))
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow says that a file is damaged
         raise UserError(f"{path} is no picture that can be read") from None
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from vsvsr.errors import UserError
-from vsvsr.evaluation.metrics import flicker, luma, psnr, round_to_8_bit, ssim
+from vsvsr.evaluation.metrics import check_size, flicker, luma, mean_of_finite, psnr, round_to_8_bit, ssim
 from vsvsr.evaluation.niqe import niqe
 
 Flow = Callable[[Tensor, Tensor], Tensor]
@@ -60,7 +61,7 @@ class Scores:
     """Means over the frames of a clip.
 
     Attributes:
-        psnr_y: dB, on Y.
+        psnr_y: dB, on Y; of the frames that differ from the truth, infinite if none does.
         psnr_rgb: dB.
         ssim_y: on Y.
         ssim_rgb: mean over the colours.
@@ -88,6 +89,7 @@ def score(clip: Clip, truth: Clip, flow: Flow) -> Scores:
     given, wanted = (f"{x[0].shape[2]}x{x[0].shape[1]}, {len(x)} frames" for x in (clip, truth))
     if given != wanted:
         raise UserError(f"a clip of {given} cannot be compared with a truth of {wanted}; both must be alike")
+    check_size(clip[0])
     rows, changes = [], []
     before: tuple[Tensor, Tensor, Tensor] | None = None
     for frame, true_frame in zip(clip, truth, strict=True):
@@ -99,19 +101,20 @@ def score(clip: Clip, truth: Clip, flow: Flow) -> Scores:
             motion = flow(reference, before[2])
             changes.append(flicker(torch.cat((before[0], y)), torch.cat((before[1], true_y)), motion))
         before = y, true_y, reference
-    psnr_y, psnr_rgb, ssim_y, ssim_rgb = np.mean(rows, axis=0).tolist()
+    psnr_y, psnr_rgb, ssim_y, ssim_rgb = (mean_of_finite(column) for column in zip(*rows, strict=True))
     steady = float(np.mean(changes)) if changes else 0.0
     return Scores(psnr_y=psnr_y, psnr_rgb=psnr_rgb, ssim_y=ssim_y, ssim_rgb=ssim_rgb, flicker=steady)
 
 
 def mean_niqe(clip: Clip) -> float:
-    """NIQE of the first, the middle and the last frame, as the papers report it."""
+    """NIQE of the first, the middle and the last frame, as the papers report it, without flat ones; NaN if all are."""
     chosen = sorted({0, len(clip) // 2, len(clip) - 1})
-    return float(np.mean([niqe(luma(round_to_8_bit(clip[i][None]))[0, 0]) for i in chosen]))
+    scores = [niqe(luma(round_to_8_bit(clip[i][None]))[0, 0]) for i in chosen]
+    return mean_of_finite(scores)
 
 
 def frame_scores(clip: Iterable[Tensor], truth: Iterable[Tensor] | None) -> Iterator[tuple[float | None, float | None]]:
-    """PSNR-Y in dB (None without a truth) and NIQE (None below 192x192) of each frame.
+    """PSNR-Y in dB (None without a truth) and NIQE (None below 192x192, NaN where it is flat) of each frame.
 
     A result that drifts or grows artifacts loses PSNR and gains NIQE with the length of the clip.
     """
@@ -128,7 +131,11 @@ def write_frame_scores(path: Path, clips: Mapping[str, Clip], truth: Clip | None
         writer.writerow(("clip", "frame", "psnr_y", "niqe"))
         for name, clip in clips.items():
             for frame, scores in enumerate(frame_scores(clip, truth)):
-                writer.writerow((name, frame, *("" if value is None else f"{value:.4f}" for value in scores)))
+                writer.writerow((name, frame, *map(_cell, scores)))
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def enlarged(size: tuple[int, int], filter_: Image.Resampling) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,9 +1,13 @@
 """Full-reference metrics on 8-bit pictures: PSNR, SSIM, flicker."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vsvsr.errors import UserError
 from vsvsr.ops import flow_warp
 
 
@@ -16,6 +20,19 @@ def luma(images: Tensor) -> Tensor:
 def round_to_8_bit(images: Tensor) -> Tensor:
     """Values that survive storage in 8 bits, still in [0, 1]."""
     return (images.clamp(0, 1) * 255).round() / 255
+
+
+def mean_of_finite(values: Sequence[float]) -> float:
+    """Mean of the values that are finite, or of all where none is: one frame without an error leaves no mean."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite or values) / len(finite or values)
+
+
+def check_size(picture: Tensor) -> None:
+    """Raise a UserError where a picture ``(..., h, w)`` is too small for `ssim`."""
+    height, width = picture.shape[-2:]
+    if min(height, width) < 11:
+        raise UserError(f"pictures of {width}x{height} cannot be compared; they need at least 11x11")
 
 
 def psnr(first: Tensor, second: Tensor) -> Tensor:

@@ -80,6 +80,9 @@ def niqe(luminance: Tensor) -> float:
     Args:
         luminance: Y on the scale 0 to 255 (`vsvsr.evaluation.metrics.luma`), ``(h, w)``, sides of at least 192.
 
+    Returns:
+        NaN where the picture is flat.
+
     Raises:
         UserError: the picture is too small for a covariance of its blocks.
     """
@@ -98,7 +101,10 @@ def niqe(luminance: Tensor) -> float:
         if block == _BLOCK:
             image = _half_matrix(image.shape[0]) @ image @ _half_matrix(image.shape[1]).T
     statistics = np.concatenate(features, axis=1)
-    covariance = np.cov(statistics[~np.isnan(statistics).any(axis=1)], rowvar=False)
+    known = statistics[~np.isnan(statistics).any(axis=1)]
+    if len(known) < 2:  # black, or flat
+        return math.nan
+    covariance = np.cov(known, rowvar=False)
     difference = pristine_mean - np.nanmean(statistics, axis=0)
     inverse = np.linalg.pinv((pristine_covariance + covariance) / 2)
     return float(np.sqrt(difference @ inverse @ difference))

@@ -4,11 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from vsvsr.errors import UserError, shown
-from vsvsr.evaluation.metrics import luma, psnr, round_to_8_bit, ssim
+from vsvsr.evaluation.metrics import check_size, luma, mean_of_finite, psnr, round_to_8_bit, ssim
 
 _LIST = "sep_testlist.txt"
 """In the folder of Vimeo-90K: the test clips, one in a line."""
@@ -104,8 +103,9 @@ def score_pictures(protocol: Protocol, pairs: Iterable[tuple[Tensor, Tensor]]) -
         if picture.shape != reference.shape:
             given, wanted = (f"{x.shape[2]}x{x.shape[1]}" for x in (picture, reference))
             raise UserError(f"a picture of {given} cannot be compared with a truth of {wanted}; both must be alike")
+        check_size(picture)
         rounded = [round_to_8_bit(x[None]) for x in (picture, reference)]
         compared = [luma(x) if protocol.y else 255 * x for x in rounded]
         rows.append((float(psnr(*compared)), float(ssim(*compared))))
-    mean_psnr, mean_ssim = np.mean(rows, axis=0).tolist()
+    mean_psnr, mean_ssim = (mean_of_finite(column) for column in zip(*rows, strict=True))
     return mean_psnr, mean_ssim

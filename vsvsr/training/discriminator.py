@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from vsvsr.errors import UserError
 from vsvsr.training.harness import Optimiser, Processes, Stateful
 from vsvsr.training.recurrent import Chunk
 
@@ -43,6 +44,12 @@ class UNetDiscriminator(nn.Module):
         for layer in (self.conv7, self.conv8):
             x = F.leaky_relu(layer(x), 0.2)
         return self.conv9(x)  # type: ignore[no-any-return]
+
+
+def check_crop(crop: int, scale: int) -> None:
+    """Raise a UserError where pictures of low-resolution crops have no sides that can be halved three times."""
+    if crop * scale % 8:
+        raise UserError(f"--crop {crop} is not possible; allowed with a discriminator: multiples of {8 // scale}")
 
 
 class Adversary:

@@ -7,6 +7,7 @@ import copy
 import csv
 import json
 import math
+import pickle
 import shlex
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from accelerate.utils import parse_flag_from_env, reduce
 from torch import Tensor, nn
 
 from vsvsr.errors import UserError
-from vsvsr.files import replace_file
+from vsvsr.files import explain, replace_file
 from vsvsr.training.settings import RunSettings, write_options
 
 Row = dict[str, float | str]
@@ -200,14 +201,20 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(explain(error, path)) from None
 
     def load(self, device: torch.device, name: str = "checkpoint") -> dict[str, Any] | None:
         """The state that was saved last, or None."""
         path = self.path / f"{name}.pt"
         if not path.exists():
             return None
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            raise UserError(f"{path} is damaged; remove it to begin again") from None
         return state
 
     def save(self, state: dict[str, Any], name: str = "checkpoint") -> None:
@@ -217,22 +224,22 @@ class RunFolder:
         replace_file(partial, path)
 
     def log(self, row: Row) -> None:
-        """Append to ``log.csv`` and print.
-
-        Raises:
-            UserError: the log has other columns: the folder belongs to another recipe or other losses.
-        """
+        """Append to ``log.csv`` and print."""
         cells = {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in row.items()}
         path = self.path / "log.csv"
         columns = _columns(path) or list(cells)
-        if unknown := set(cells) - set(columns):
-            raise UserError(f"{path} has no column {min(unknown)}; give another run folder for another training")
         with path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             if not file.tell():
                 writer.writeheader()
             writer.writerow(cells)
         print(", ".join(f"{name} {value}" for name, value in cells.items()), flush=True)
+
+    def check(self, row: Row) -> None:
+        """Raise a UserError where the log has other columns: the folder belongs to another recipe or other losses."""
+        path = self.path / "log.csv"
+        if unknown := set(row) - set(_columns(path) or row):
+            raise UserError(f"{path} has no column {min(unknown)}; give another run folder for another training")
 
     def sample(self, step: int) -> Path:
         """Where the sample picture of ``step`` belongs."""
@@ -302,7 +309,7 @@ def train(
     step, best, seconds = 0, -math.inf, 0.0
     state = folder.load(processes.device)
     if state is not None:
-        _restore(recipe, state["recipe"], folder.path)
+        _restore(recipe, state.get("recipe", {}), folder.path)
         step, best, seconds = state["step"], state["best"], state["seconds"]
     saved, saved_seconds = time.monotonic(), seconds
     rows: list[dict[str, float]] = []
@@ -316,6 +323,9 @@ def train(
             continue
         if processes.main:
             scores = recipe.validate(folder.sample(step))
+            speed = len(rows) * recipe.pixels / (seconds - saved_seconds)
+            row = _row(step, seconds, means(rows), scores, speed)
+            folder.check(row)
             facts = {**given, **_facts(settings, step, scores)}
             recipe.export(folder.path / f"{recipe.phase}.safetensors", facts)
             if recipe.best_by is not None and float(scores[recipe.best_by]) > best:
@@ -323,8 +333,7 @@ def train(
                 recipe.export(folder.path / "best.safetensors", facts)
             parts = {name: part.state_dict() for name, part in recipe.parts.items()}
             folder.save({"recipe": parts, "step": step, "best": best, "seconds": seconds})
-            speed = len(rows) * recipe.pixels / (seconds - saved_seconds)
-            folder.log(_row(step, seconds, means(rows), scores, speed))
+            folder.log(row)
         saved, saved_seconds, rows = time.monotonic(), seconds, []
 
 
@@ -335,7 +344,7 @@ def _restore(recipe: Recipe, state: Mapping[str, dict[str, Any]], folder: Path) 
             raise ValueError
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    except (RuntimeError, ValueError):  # as torch says that tensors or groups do not fit
+    except (RuntimeError, ValueError, KeyError, AttributeError):  # as torch says that tensors or groups do not fit
         raise UserError(f"{folder} holds another training, or another version's; give another run folder") from None
 
 

@@ -18,10 +18,12 @@ class Option:
     Attributes:
         help: a phrase.
         positional: taken by its place instead.
+        at_least: what the number, or each of several, must reach.
     """
 
     help: str
     positional: bool = False
+    at_least: float | None = None
 
 
 class Settings(Protocol):
@@ -48,8 +50,17 @@ def add_options(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
 
 
 def read_options[T: Settings](kind: type[T], arguments: argparse.Namespace) -> T:
-    """Settings of what a parser with `add_options` has read."""
+    """Settings of what a parser with `add_options` has read.
+
+    Raises:
+        UserError: a number is too small.
+    """
     values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(kind)}
+    for name, value in values.items():
+        least = _option(kind, name).at_least
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if least is not None and number is not None and not number >= least:  # NaN, too
+                raise UserError(f"{_flag(name)} {number} is not possible; allowed: {least:g} or more")
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
@@ -113,11 +124,11 @@ class RunSettings:
         Path,
         Option("folder of checkpoint, weights and log; the same command resumes", positional=True),
     ]
-    steps: Annotated[int, Option("batches to train on")]
-    frames: Annotated[int, Option("length of a sequence")] = 30
-    crop: Annotated[int, Option("height and width of the low-resolution crops")] = 48
-    learning_rate: Annotated[float, Option("at its highest")] = 1e-3
-    seed: Annotated[int, Option("of everything random")] = 0
+    steps: Annotated[int, Option("batches to train on", at_least=1)]
+    frames: Annotated[int, Option("length of a sequence", at_least=1)] = 30
+    crop: Annotated[int, Option("height and width of the low-resolution crops", at_least=1)] = 48
+    learning_rate: Annotated[float, Option("at its highest", at_least=0)] = 1e-3
+    seed: Annotated[int, Option("of everything random", at_least=0)] = 0
     save_minutes: Annotated[float, Option("time between checkpoints, each with validation and a row of the log")] = 5.0
     metadata: Annotated[Path | None, Option("JSON object of strings for the exported files")] = None
 
@@ -126,14 +137,14 @@ class RunSettings:
 class CropValidationSettings(RunSettings):
     """What recipes have that are judged by crops."""
 
-    validation_crops: Annotated[int, Option("crops to judge by")] = 12
+    validation_crops: Annotated[int, Option("crops to judge by", at_least=1)] = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings(RunSettings):
     """What recipes have that several processes can share."""
 
-    batch: Annotated[int, Option("sequences in a batch, on all devices together")] = 4
+    batch: Annotated[int, Option("sequences in a batch, on all devices together", at_least=1)] = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,10 @@ _SOFTNESS = (1.0, 4.0)
 class DatasetConfig:
     """What `build_dataset` makes. Clip ``i`` is a function of the source files, these settings and ``(seed, i)``."""
 
-    clips: Annotated[int, Option("how many")] = 300
-    frames: Annotated[int, Option("length of each")] = 30
+    clips: Annotated[int, Option("how many", at_least=0)] = 300
+    frames: Annotated[int, Option("length of each", at_least=1)] = 30
     size: Annotated[
-        tuple[int, int], Option("height and width of the high-resolution frames, multiples of 4 * scale")
+        tuple[int, int], Option("height and width of the high-resolution frames, multiples of 4 * scale", at_least=32)
     ] = (320, 448)
     scale: Annotated[Literal[2, 4], Option("high-resolution pixels per low-resolution pixel")] = 4
     clean: Annotated[bool, Option("only downsample (for mia), instead of blur, noise and compression")] = False
@@ -43,7 +43,7 @@ class DatasetConfig:
     interlaced_share: Annotated[float, Option("share of clips of interlaced origin")] = 0.0
     recompressed_share: Annotated[float, Option("share of clips compressed twice")] = 0.0
     second_order_share: Annotated[float, Option("share of clips degraded twice over, as RealBasicVSR's")] = 0.0
-    seed: Annotated[int, Option("of everything random")] = 0
+    seed: Annotated[int, Option("of everything random", at_least=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as opened:
             return opened.size
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UserError(f"{path} is no picture that can be read") from None
 
 
@@ -66,7 +66,7 @@ def load_photograph(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise UserError(f"{path} is no picture that can be read") from None
     while min(image.size) >= 1400:
         image = image.reduce(2)

@@ -19,7 +19,7 @@ from vsvsr.models.fastreal import FastRealVSR, load
 from vsvsr.models.fastreal.config import PLAIN
 from vsvsr.models.fastreal.warm_start import from_per_frame, halved
 from vsvsr.models.realesrgan import SRVGG, load_ncnn, load_published
-from vsvsr.training.discriminator import Adversary
+from vsvsr.training.discriminator import Adversary, check_crop
 from vsvsr.training.harness import Processes, train
 from vsvsr.training.losses import charbonnier, temporal_consistency
 from vsvsr.training.recurrent import Chunk, RecurrentSettings, RecurrentTraining, continued, open_clips
@@ -129,6 +129,7 @@ def run(settings: Settings) -> None:
         raise UserError(f"{settings.data} has clips of the family {min(unknown)!r}; allowed: {', '.join(_FAMILIES)}")
     adversary = None
     if settings.gan:
+        check_crop(settings.crop, taught.scale)
         adversary = Adversary(
             settings.discriminator_channels,
             learning_rate=settings.discriminator_rate,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vsvsr.models.fastreal import FastRealVSR, load
 from vsvsr.training.data.clips import Clips, Crops
-from vsvsr.training.discriminator import Adversary
+from vsvsr.training.discriminator import Adversary, check_crop
 from vsvsr.training.harness import Processes, train
 from vsvsr.training.losses import Perceptual
 from vsvsr.training.recurrent import Chunk, RecurrentSettings, RecurrentTraining, continued, open_clips
@@ -83,6 +83,7 @@ def run(settings: Settings) -> None:
     # The network of stage 1 may have no attention; this stage is what it is for.
     plain = load(settings.start).network.config.hsa == "none"
     network = continued(settings.start, hsa=settings.hsa or ("full" if plain else None)).to(processes.device)
+    check_crop(settings.crop, network.scale)
     if settings.vgg is None and processes.main:
         print("no --vgg FILE: training without the perceptual loss")
     training, validation = open_clips(network, settings, processes)

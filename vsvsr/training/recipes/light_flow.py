@@ -103,6 +103,8 @@ class FlowTraining:
 
 def run(settings: Settings) -> None:
     """Train."""
+    if settings.frames < 2:
+        raise UserError(f"--frames {settings.frames} is not possible; allowed: 2 or more")
     multiple = 2 ** (LightFlow().levels - 1)
     if settings.crop % multiple:
         raise UserError(f"--crop {settings.crop} is not possible; allowed: multiples of {multiple}")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vsvsr import weights
+from vsvsr.files import check_target
 from vsvsr.models.basicvsr.network import Direction, Trunk
 from vsvsr.models.common import ResidualBlock, ResidualBlocksWithInputConv
 from vsvsr.models.common.loading import write_tensors
@@ -178,6 +179,7 @@ def fit_estimators(network: SkipVSR, samples: Mapping[Direction, Sequence[Sample
 
 def run(settings: Settings) -> None:
     """Record, fit and export."""
+    check_target(settings.target)
     rng = np.random.default_rng(settings.seed)
     torch.manual_seed(settings.seed)
     photographs = [load_photograph(path, SIZE) for path in find_pictures(settings.photographs)]

@@ -443,6 +443,8 @@ def _prepare(base: UltraVSR, folder: RunFolder, stages: Mapping[str, Callable[[]
 
 def run(settings: Settings) -> None:
     """Train."""
+    if settings.frames < 2:
+        raise UserError(f"--frames {settings.frames} is not possible; allowed: 2 or more")
     processes = Processes.launched()
     training = Crops(Clips(settings.data, scale=_SCALE), frames=settings.frames, crop=settings.crop)
     validation = Crops(
