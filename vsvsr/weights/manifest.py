@@ -211,8 +211,8 @@ MANIFEST: tuple[Weights, ...] = (
     _shipped(
         "fastreal-compact-x2",
         "FastReal",
-        554_948,
-        "6063e1273ffbc968f7331bfbd4b5b6859a552ac379e2b9e1d1ac5ece6d3dcd56",
+        555_196,
+        "c0c39ee82e34efbba580dda43422f193d40a5e452aa990a97ff43f7c31dbcc8e",
         licence=_TAUGHT,
     ),
     _shipped(
