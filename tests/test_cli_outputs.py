@@ -14,6 +14,7 @@ import vapoursynth as vs
 from tests.films import decode, ffmpeg, small
 from vsvsr.cli import progress
 from vsvsr.cli.app import app
+from vsvsr.jobs import film as jobs
 from vsvsr.video.ffmpeg import describe
 from vsvsr.video.source import Pictures, open_video
 
@@ -53,6 +54,42 @@ def test_numbered_pictures_are_the_frames_under_their_numbers(
     assert run(monkeypatch, "upscale", folder, tmp_path / "again.mkv", "--model-path", tiny_fastreal) == 0
     again, _ = decode(tmp_path / "again.mkv")
     assert (again.width, again.height, again.num_frames, again.fps) == (1024, 576, 3, 25)
+
+
+def test_other_percent_signs_in_the_name_of_pictures_stay(
+    film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey
+) -> None:
+    for name, made in (("100%_%02d.png", "100%_01.png"), ("x%d_%d.png", "x1_%d.png")):
+        part = ("--model-path", tiny_fastreal, "--frame", "1")
+        assert run(monkeypatch, "upscale", film, tmp_path / name, *part) == 0
+        assert (tmp_path / made).is_file()
+
+
+def test_a_dry_run_refuses_pictures_that_cannot_be(
+    film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    command = ("upscale", film, tmp_path / "a.png", "--model-path", tiny_fastreal, "--dry-run")
+    assert run(monkeypatch, *command) == 2
+    assert "a.png holds one frame, not 4" in capsys.readouterr().err
+
+
+def test_a_film_that_comes_to_be_meanwhile_is_not_replaced(
+    film: Path, tmp_path: Path, tiny_fastreal: Path, monkeypatch: Monkey, capsys: Capsys
+) -> None:
+    target = tmp_path / "out.mkv"
+    join = jobs.join
+
+    def slow(*given: object) -> None:
+        join(*given)
+        target.write_text("another film")
+
+    monkeypatch.setattr(jobs, "join", slow)
+    command = ("upscale", film, target, "--model-path", tiny_fastreal)
+    assert run(monkeypatch, *command) == 1
+    assert "out.mkv exists; choose another name or give --overwrite" in capsys.readouterr().err
+    assert target.read_text() == "another film"
+    assert run(monkeypatch, *command, "--overwrite") == 0  # the parts are there still
+    assert "1 of 1 parts are there" in capsys.readouterr().err
 
 
 def test_pictures_are_shown_as_often_as_is_asked_for(

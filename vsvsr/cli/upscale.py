@@ -28,7 +28,7 @@ from vsvsr.jobs.film import make_film, tell_what_is_left_out
 from vsvsr.jobs.many import are_several, pair_up
 from vsvsr.jobs.order import Order
 from vsvsr.video.encoder import Encoding, wants_rgb
-from vsvsr.video.film import check_paths
+from vsvsr.video.film import check_paths, picture_files
 from vsvsr.video.size import Size
 
 _KINDS: dict[type, tuple[Callable[[str], object], str]] = {
@@ -255,7 +255,9 @@ def _show_estimate(order: Order, telling: Telling, *, overwrite: bool) -> None:
         check_paths(order.source, order.target, overwrite=overwrite)
     with telling.about(order) as progress:
         film, segments, _ = order.open(progress.indexing)
-        if not wants_rgb(order.target):
+        if wants_rgb(order.target):
+            picture_files(film, order.target, overwrite=overwrite)
+        else:
             tell_what_is_left_out(order, film, progress, encodes=True)
         found = estimate(order, film, segments)
     lines = [f"{order.target}: {len(film.frames)} frames of {found.picture} in {len(found.parts)} parts"]

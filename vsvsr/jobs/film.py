@@ -87,7 +87,7 @@ def make_film(
 
         if missing:
             workers.make(film, folder, missing, zero=film_zero(film), identity=identity, on_frames=on_frames)
-        written = _join(order, film, folder, parts, progress)
+        written = _join(order, film, folder, parts, progress, overwrite=overwrite)
         if not keep_job:
             folder.remove()
     refuse_truncated(film, order.target)
@@ -150,7 +150,9 @@ def tell_what_is_left_out(order: Order, film: Film, progress: Progress, *, encod
         progress.note(f"goes without {' and '.join(film.source.left_out)}")
 
 
-def _join(order: Order, film: Film, folder: JobFolder, parts: list[Part], progress: Progress) -> Written:
+def _join(
+    order: Order, film: Film, folder: JobFolder, parts: list[Part], progress: Progress, *, overwrite: bool
+) -> Written:
     """The film from its parts, under its final name."""
     files = [(folder.file(part), part.first) for part in parts]
     with _place(order.target, folder) as place:
@@ -159,6 +161,7 @@ def _join(order: Order, film: Film, folder: JobFolder, parts: list[Part], progre
         width, height = picture_size(path)
         if not keeps_hdr(film, path):
             progress.note("goes without mastering display and light levels of HDR, which the encoder does not write")
+        check_paths(order.source, order.target, overwrite=overwrite)  # it may have come to be meanwhile
         replace_file(path, final_name(order.target))
     return Written(frames=len(film.frames), width=width or film.clip.width, height=height or film.clip.height)
 

@@ -210,7 +210,9 @@ def encode(
 
 def _muxer(path: Path, first: int) -> list[str]:
     if is_numbered(path):
-        return ["-f", "image2", "-start_number", str(first), url(f"{str(path.parent).replace('%', '%%')}/{path.name}")]
+        before, number, after = re.split(r"(%\d*d)", path.name, maxsplit=1)
+        folder, before, after = (text.replace("%", "%%") for text in (str(path.parent), before, after))
+        return ["-f", "image2", "-start_number", str(first), url(f"{folder}/{before}{number}{after}")]
     return ["-f", "image2", "-update", "1", url(path)] if is_image(path) else [url(path)]
 
 

@@ -123,21 +123,7 @@ def write_pictures(
     """
     frames = film.frames
     clip = film.clip[frames.start : frames.stop]
-    targets = [target]
-    if is_numbered(target):
-        targets = [target.with_name(_numbered(target.name, number)) for number in frames]
-        for each in targets:
-            check_paths(film.source.path, each, overwrite=overwrite)
-    elif is_image(target) and len(frames) > 1:
-        raise WrongArgumentError(
-            f"{target} holds one frame, not {len(frames)}; "
-            f"give --start and --end, or number the files: {target.stem}_%04d{target.suffix}"
-        )
-    source = film.source.path
-    if source.is_dir() and source.samefile(target.parent):
-        own = {each.name for each in targets} & {picture.name for picture in image_sequence(source)}
-        if own:
-            raise UserError(f"{target.with_name(min(own))} is the input; choose another name")
+    targets = picture_files(film, target, overwrite=overwrite)
     zero = film.source.timestamps[frames.start]
     with scratch_beside(target) as folder:
         path = folder / target.name
@@ -150,6 +136,29 @@ def write_pictures(
         width, height = picture_size(folder / targets[0].name)
         publish(folder, targets)
     return Written(frames=len(frames), width=width or clip.width, height=height or clip.height)
+
+
+def picture_files(film: Film, target: Path, *, overwrite: bool) -> list[Path]:
+    """The files that `write_pictures` would write.
+
+    Raises:
+        UserError: one of them cannot be; ``WrongArgumentError``: one picture is to hold several frames.
+    """
+    targets, frames, source = [target], film.frames, film.source.path
+    if is_numbered(target):
+        targets = [target.with_name(_numbered(target.name, number)) for number in frames]
+        for each in targets:
+            check_paths(source, each, overwrite=overwrite)
+    elif is_image(target) and len(frames) > 1:
+        raise WrongArgumentError(
+            f"{target} holds one frame, not {len(frames)}; "
+            f"give --start and --end, or number the files: {target.stem}_%04d{target.suffix}"
+        )
+    if source.is_dir() and source.samefile(target.parent):
+        own = {each.name for each in targets} & {picture.name for picture in image_sequence(source)}
+        if own:
+            raise UserError(f"{target.with_name(min(own))} is the input; choose another name")
+    return targets
 
 
 def refuse_truncated(film: Film, target: Path) -> None:
