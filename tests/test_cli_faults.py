@@ -197,7 +197,7 @@ def test_a_target_that_becomes_a_folder_meanwhile_is_one_line_and_costs_no_frame
 
     monkeypatch.setattr(work, "encode", late)
     command = ("upscale", film, target, "--model-path", tiny_fastreal)
-    assert failed(monkeypatch, capsys, *command) == f"{target}: Is a directory"
+    assert failed(monkeypatch, capsys, *command) == f"{target} is a folder; give the name of a file"
     assert [path.name for path in target.iterdir()] == ["something"]
     shutil.rmtree(target)
     monkeypatch.setattr(work, "encode", None)  # the finished part is taken as it is
