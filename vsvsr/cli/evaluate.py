@@ -15,6 +15,7 @@ from rich.text import Text
 
 from vsvsr.errors import UserError, WrongArgumentError
 from vsvsr.files import refuse_input, written_whole
+from vsvsr.video.picture import open_picture
 from vsvsr.video.source import Pictures, image_sequence, open_video
 
 app = typer.Typer()
@@ -148,11 +149,8 @@ def _cells(scores: Sequence[float]) -> tuple[str, str]:
 
 def _read(path: Path) -> np.ndarray:
     """A picture ``(h, w, 3)`` of uint8."""
-    try:
-        with Image.open(path) as opened:
-            return np.array(opened.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # as Pillow says that a file is damaged
-        raise UserError(f"{path} is no picture that can be read") from None
+    with open_picture(path) as opened:
+        return np.array(opened.convert("RGB"))
 
 
 def _open(path: Path, frames: int) -> Pictures:

@@ -269,7 +269,7 @@ def _show_estimate(order: Order, telling: Telling, *, overwrite: bool) -> None:
         f"its encoder{''.join(f', {each}' for each in taken)}"
     )
     if telling.json:
-        Told(order).note("\n".join(lines))
+        progress.note("\n".join(lines))
     else:
         typer.echo("\n".join(lines))
 
@@ -321,10 +321,10 @@ def _cluster(devices: str | None, address: str | None, *, send_source: bool) -> 
     if devices is not None and address is not None:
         raise WrongArgumentError("give --devices for this machine or --ray for a cluster, not both")
     try:
-        indices = [int(index) for index in (devices or "").split(",") if devices]
+        indices = [] if devices is None else [int(index) for index in devices.split(",")]
     except ValueError:
         indices = [-2]
-    if (devices is not None and not indices) or min(indices, default=0) < -1 or (-1 in indices and max(indices) >= 0):
+    if min(indices, default=0) < -1 or (-1 in indices and max(indices) >= 0):
         raise WrongArgumentError(f"--devices {devices}: write CUDA devices, as 0,1,2, or -1,-1 for the CPU")
     return Cluster(devices=indices, address=address or "", send_source=send_source)
 

@@ -12,9 +12,9 @@ from vsvsr.ops.dispatch import runs_kernels
 # Kept queries of a window are padded to one of these counts; a fuller window takes all its positions. Finer steps cost
 # more in gathered bias rows than they save.
 _BUCKETS = (16, 32)
-_MOST_KEYS = 48 * 1024
 _FULL = len(_BUCKETS) + 1
 _KINDS = 4
+_MOST_KEYS = 48 * 1024  # bytes of a window's padded keys
 
 
 def window_table(height: int, width: int, window: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -200,7 +200,7 @@ class ChunkedSession[Frame, Picture, Result, Output]:
         """
         _, stretch = self._grid(n)
         self._seen = {i: seen for i, seen in self._seen.items() if i in stretch}
-        self._found = {i: found for i, found in self._found.items() if i in stretch}
+        self._found = {i: found for i, found in self._found.items() if i in self._seen}
         for i, source in sources.items():
             if i in stretch and self._seen.get(i) is None:
                 self._seen[i] = self._see(source)

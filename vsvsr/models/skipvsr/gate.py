@@ -186,8 +186,8 @@ class GatedTrunk:
         assert self._grid is not None
         active = self._gate(samples, self._references[decision])
         tiles = self._grid.choose(active)
-        if not self._hold or tiles is self._grid.everywhere:
+        if self._hold and tiles is not self._grid.everywhere:
+            self._references[decision] = self._gate.move(self._references[decision], samples, active)
+        else:
             self._references[decision] = samples
-            return tiles
-        self._references[decision] = self._gate.move(self._references[decision], samples, active)
         return tiles

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from vsvsr.errors import UserError
+from vsvsr.video.picture import open_picture
 from vsvsr.video.source import image_sequence
 
 _PICTURES = {".jpg", ".jpeg", ".png"}
@@ -47,11 +48,8 @@ def _is_sequence(folder: Path) -> bool:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as opened:
-            return opened.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise UserError(f"{path} is no picture that can be read") from None
+    with open_picture(path) as opened:
+        return opened.size
 
 
 def _files(folder: Path, suffixes: set[str]) -> list[Path]:
@@ -63,11 +61,8 @@ def load_photograph(path: Path, size: tuple[int, int]) -> np.ndarray:
 
     A picture smaller than ``size`` is enlarged to it.
     """
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise UserError(f"{path} is no picture that can be read") from None
+    with open_picture(path) as opened:
+        image = opened.convert("RGB")
     while min(image.size) >= 1400:
         image = image.reduce(2)
     enlarge = max(size[0] / image.height, size[1] / image.width)

@@ -23,7 +23,7 @@ class Settings(BatchSettings):
 
     steps: int = 6000
     batch: int = 8
-    frames: int = 2
+    frames: Annotated[int, Option("length of a sequence", at_least=2)] = 2
     crop: int = 64
     learning_rate: float = 2e-3
     scale: Annotated[Literal[2, 4], Option("of the clips; the flow does not depend on it")] = 4
@@ -103,8 +103,6 @@ class FlowTraining:
 
 def run(settings: Settings) -> None:
     """Train."""
-    if settings.frames < 2:
-        raise UserError(f"--frames {settings.frames} is not possible; allowed: 2 or more")
     multiple = 2 ** (LightFlow().levels - 1)
     if settings.crop % multiple:
         raise UserError(f"--crop {settings.crop} is not possible; allowed: multiples of {multiple}")

@@ -63,7 +63,7 @@ class Settings(AveragedSettings, CropValidationSettings):
 
     steps: int = 100_000
     batch: int = 16
-    frames: int = 15
+    frames: Annotated[int, Option("length of a sequence", at_least=2)] = 15
     learning_rate: float = 1e-4
     estimator_rate: Annotated[float, Option("learning rate of the estimators")] = 1e-3
     checkpoint: Annotated[str, Option("BasicVSR weights to start from and to be taught by, by name or path")] = (
@@ -73,7 +73,7 @@ class Settings(AveragedSettings, CropValidationSettings):
         Literal["identity", "hold"],
         Option("what a skipped block does: pass its input by, as in the paper, or add its last residual again"),
     ] = "identity"
-    stride: Annotated[int, Option("blocks that share a decision")] = 1
+    stride: Annotated[int, Option("blocks that share a decision", at_least=1)] = 1
     alignment: Annotated[int, Option("blocks between features that are aligned with the teacher's; 0 = none are")] = 6
     mask_weight: Annotated[float, Option("of the estimators' error, lambda 1")] = 1.0
     error_weight: Annotated[float, Option("of the distance to the teacher's features, lambda 2")] = 0.1
@@ -468,10 +468,6 @@ def run(settings: Settings) -> None:
     """Train."""
     if settings.crop < 33:
         raise UserError(f"--crop {settings.crop} is not possible; allowed: 33 or more, which the flow network needs")
-    if settings.frames < 2:
-        raise UserError(f"--frames {settings.frames} is not possible; allowed: 2 or more")
-    if settings.stride < 1:
-        raise UserError(f"--stride {settings.stride} is not possible; allowed: 1 or more")
     torch.manual_seed(settings.seed)
     processes = Processes.launched()
     training, validation = (

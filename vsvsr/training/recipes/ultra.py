@@ -47,7 +47,7 @@ class Settings(CropValidationSettings):
     autoencoder_steps: Annotated[int, Option("batches for the autoencoder")] = 2500
     denoiser_steps: Annotated[int, Option("batches for the denoiser")] = 2000
     steps: int = 400
-    frames: int = 6
+    frames: Annotated[int, Option("length of a sequence", at_least=2)] = 6
     crop: int = 32
     learning_rate: float = 1e-3
     degradation: Annotated[float, Option("d of the training clips, 0 (ruined) to 1 (clean)")] = 0.8
@@ -443,8 +443,6 @@ def _prepare(base: UltraVSR, folder: RunFolder, stages: Mapping[str, Callable[[]
 
 def run(settings: Settings) -> None:
     """Train."""
-    if settings.frames < 2:
-        raise UserError(f"--frames {settings.frames} is not possible; allowed: 2 or more")
     processes = Processes.launched()
     training = Crops(Clips(settings.data, scale=_SCALE), frames=settings.frames, crop=settings.crop)
     validation = Crops(
